@@ -1,0 +1,1 @@
+"""The learning: model, adapters, prefix trees, local training, scoring, and the federation of it."""

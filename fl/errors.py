@@ -1,0 +1,40 @@
+"""Errors of the learning.
+
+    LearningError
+    ├── ModelError        a model or adapter cannot be loaded, or does not fit the other
+    ├── DeviceError       a device cannot do what was asked (quantization, memory)
+    ├── FederationError   a round cannot be completed
+    │   ├── LostClients   fewer replies than the configured minimum
+    │   └── BadReply      a reply holds NaN, a wrong shape or a wrong key
+    └── ScoreError        scores or thresholds that cannot be computed from what was given
+
+Every message is one line that says what happened and what to do next.
+"""
+
+
+class LearningError(Exception):
+    """Anything wrong in model, training, federation or scoring."""
+
+
+class ModelError(LearningError):
+    """A model or adapter cannot be loaded, or does not fit the other."""
+
+
+class DeviceError(LearningError):
+    """A device cannot do what was asked of it."""
+
+
+class FederationError(LearningError):
+    """A round cannot be completed."""
+
+
+class LostClients(FederationError):
+    """Fewer replies came back than the configured minimum."""
+
+
+class BadReply(FederationError):
+    """A client's reply holds NaN, a wrong shape or a wrong key."""
+
+
+class ScoreError(LearningError):
+    """Scores or thresholds that cannot be computed from what was given."""

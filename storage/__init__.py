@@ -1,0 +1,1 @@
+"""Data at rest and its transformations: logs, windows, masks, tokens, rounds, tracking."""

@@ -1,0 +1,31 @@
+"""Errors about data at rest.
+
+    DataError
+    ├── SourceError     a file or address cannot be read, is truncated, or has the wrong checksum
+    ├── FormatError     lines, labels or a user's dataset file do not have the stated form
+    ├── StorageError    a stage could not be written (disk full, no permission)
+    └── TrackingError   the tracking server cannot be reached or refuses
+
+Every message is one line that says what happened and what to do next. The library raises; the command line prints it and
+ends with status 2.
+"""
+
+
+class DataError(Exception):
+    """Anything wrong with data at rest."""
+
+
+class SourceError(DataError):
+    """A source file or address cannot be read, is truncated, or has the wrong checksum."""
+
+
+class FormatError(DataError):
+    """Lines, labels or a dataset description do not have the stated form."""
+
+
+class StorageError(DataError):
+    """A stage could not be written."""
+
+
+class TrackingError(DataError):
+    """The tracking server cannot be reached or refuses."""
