@@ -1,0 +1,192 @@
+"""What a federated training job is: rounds, clients, strategy, and everything a child process needs to run it."""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fl.errors import FederationError
+
+if TYPE_CHECKING:
+    from fl.adapter import Tuning
+    from fl.local_training import LocalTraining
+
+JOB = "job.json"
+
+StrategyName = Literal[
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+    "qfedavg",
+]
+
+STRATEGY_OPTIONS: dict[str, frozenset[str]] = {
+    "fedavg": frozenset(),
+    "fedprox": frozenset({"proximal_mu"}),
+    "fedavgm": frozenset({"server_learning_rate", "server_momentum"}),
+    "fedadam": frozenset({"eta", "beta_1", "beta_2", "tau"}),
+    "fedyogi": frozenset({"eta", "beta_1", "beta_2", "tau"}),
+    "fedadagrad": frozenset({"eta", "tau"}),
+    "fedmedian": frozenset(),
+    "fedtrimmedavg": frozenset({"beta"}),
+    "krum": frozenset({"num_malicious_nodes"}),
+    "multikrum": frozenset({"num_malicious_nodes", "num_nodes_to_select"}),
+    "bulyan": frozenset({"num_malicious_nodes"}),
+    "qfedavg": frozenset({"q", "client_learning_rate"}),
+}
+"""The options each strategy takes, under Flower's names for them."""
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who trains when, and how their results are combined."""
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
+
+    rounds: int = 50
+    """Rounds of training; the paper has 50."""
+    clients: int = 50
+    """Sites that hold a share of the training windows; the paper has 50."""
+    fraction: float = 0.1
+    """Share of the clients drawn in each round, at least one; the paper has 10 %."""
+    min_replies: int | None = None
+    """Replies without which a round is an error; None: every client drawn must reply."""
+    strategy: StrategyName = "fedavg"
+    """How replies are combined; `fedavg` is the paper's equation 1."""
+    strategy_options: dict[str, float] = field(default_factory=dict)
+    """Options of the strategy under Flower's names, such as `proximal_mu` or `eta`."""
+    round_timeout: float | None = None
+    """Seconds to wait for the replies of a round; None: as long as it takes."""
+    seed: int = 0
+    """Seed of the client draws, of the first adapter, and with round and partition of each local training."""
+
+    def __post_init__(self) -> None:
+        """Raise FederationError where the values cannot work together."""
+        for fault, is_so in (
+            (f"rounds is {self.rounds}; give 0 or more", self.rounds < 0),
+            (f"clients is {self.clients}; give at least 1", self.clients < 1),
+            (f"fraction is {self.fraction}; give a value above 0 and up to 1", not 0 < self.fraction <= 1),
+            (
+                f"strategy is {self.strategy!r}; give one of {_listed(STRATEGY_OPTIONS)}",
+                self.strategy not in STRATEGY_OPTIONS,
+            ),
+        ):
+            if is_so:
+                raise FederationError(f"federation: {fault}.")
+        unknown = set(self.strategy_options) - STRATEGY_OPTIONS[self.strategy]
+        if unknown:
+            raise FederationError(
+                f"federation: strategy {self.strategy} has no option {_listed(unknown)}; "
+                f"it takes {_listed(STRATEGY_OPTIONS[self.strategy]) or 'none'}."
+            )
+        if self.min_replies is not None and not 1 <= self.min_replies <= self.clients_per_round:
+            raise FederationError(
+                f"federation: min_replies is {self.min_replies}; give a value from 1 to {self.clients_per_round}, "
+                "the clients drawn in a round."
+            )
+
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients are drawn in each round."""
+        return max(1, round(self.fraction * self.clients))
+
+    @property
+    def replies_needed(self) -> int:
+        """How many replies a round needs."""
+        return self.clients_per_round if self.min_replies is None else self.min_replies
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def draw_clients(federation: Federation, round_number: int) -> list[int]:
+    """The partition ids that train in a round (counted from 1), in ascending order; depends on seed and round only."""
+    generator = random.Random(f"{federation.seed}/{round_number}")
+    return sorted(generator.sample(range(federation.clients), federation.clients_per_round))
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything the training job needs to know; kept as `job.json` in the run's folder."""
+
+    run_id: str
+    run_folder: Path
+    """Where rounds, progress and errors are written."""
+    model_folder: Path
+    """The base model: a local directory of safetensors."""
+    shares_folder: Path
+    """One Parquet file of token ids a client: `share-<partition, 5 digits>.parquet`."""
+    tuning: "Tuning"
+    training: "LocalTraining"
+    federation: Federation
+    quantization: str = "none"
+    device: str = "auto"
+    threads: int = field(default_factory=available_cores)
+    """Threads of each client's computation; results are equal byte for byte only for equal numbers."""
+    concurrent_clients: int = 1
+    """Clients that train at the same time on this machine, each in a process with its own base model."""
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the result: everything but the run's name and folder, and the speed."""
+        facts = _as_json(self)
+        for name in ("run_id", "run_folder", "concurrent_clients"):
+            del facts[name]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _as_json(job: TrainingJob) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(json.dumps(asdict(job), default=str))
+    return facts
+
+
+def save_job(job: TrainingJob) -> Path:
+    """Write `job.json` into the run's folder, which is made where it is missing, and return its path."""
+    job.run_folder.mkdir(parents=True, exist_ok=True)
+    path = job.run_folder / JOB
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(_as_json(job), indent=1))
+    temporary.replace(path)
+    return path
+
+
+def load_job(run_folder: Path) -> TrainingJob:
+    """The job of a run's folder, wherever that folder lies now; raises FederationError where there is none."""
+    from fl.adapter import Tuning
+    from fl.local_training import LocalTraining
+
+    path = run_folder / JOB
+    try:
+        facts = json.loads(path.read_text())
+        facts["tuning"] = tuning_from(facts["tuning"], Tuning)
+        facts["training"] = LocalTraining(**facts["training"])
+        facts["federation"] = Federation(**facts["federation"])
+        for name in ("model_folder", "shares_folder"):
+            facts[name] = Path(facts[name])
+        return TrainingJob(**{**facts, "run_folder": run_folder.resolve()})
+    except FileNotFoundError as error:
+        raise FederationError(f"There is no training job at {path}; start one with `atalaia train`.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FederationError(f"The training job at {path} cannot be read ({error}); start a new run.") from error
+
+
+def tuning_from(facts: dict[str, Any], kind: "type[Tuning]") -> "Tuning":
+    """The tuning that JSON facts describe (JSON has no tuples)."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
