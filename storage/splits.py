@@ -20,7 +20,7 @@ class SplitRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["random", "chronological", "grouped"] = "random"
-    """`random`: the paper's; `chronological`: earlier windows train, the latest test; `grouped`: a message sequence is on
+    """`random`: the paper's; `chronological`: earlier windows train, the latest test; `grouped`: a sequence is on
     one side only of train and calibration, validation, and test."""
     seed: int = Field(0, ge=0)
     """Seed of the draws of `random` and `grouped`, and of the caps."""
