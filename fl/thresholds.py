@@ -1,0 +1,260 @@
+"""From anomaly scores to a detector: thresholds, what they catch, and how sure one can be of it.
+
+Scores are higher for more anomalous windows, labels are 1 for anomalous and 0 for normal, and a window is flagged when
+its score is strictly above the threshold.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from fl.errors import ScoreError
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a set of flagged windows gets right and wrong; a rate over nothing is 0."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of the flagged windows that are anomalous."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of the anomalous windows that are flagged."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """Share of the normal windows that are flagged."""
+        return _ratio(self.fp, self.fp + self.tn)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Distinct scores in falling order, with the number of anomalous and of normal windows at each."""
+
+    scores: Floats
+    anomalous: Counts
+    normal: Counts
+
+    @cached_property
+    def caught(self) -> Counts:
+        """Anomalous windows at or above each score."""
+        return np.cumsum(self.anomalous)
+
+    @cached_property
+    def alarmed(self) -> Counts:
+        """Normal windows at or above each score."""
+        return np.cumsum(self.normal)
+
+    @property
+    def anomalies(self) -> int:
+        """Number of anomalous windows."""
+        return int(self.anomalous.sum())
+
+    @property
+    def normals(self) -> int:
+        """Number of normal windows."""
+        return int(self.normal.sum())
+
+    @property
+    def auroc(self) -> float | None:
+        """Chance that an anomalous window scores above a normal one, ties counting half; None if a class is missing."""
+        if not (self.anomalies and self.normals):
+            return None
+        below = self.normals - self.alarmed
+        return float(np.sum(self.anomalous * (below + 0.5 * self.normal)) / (self.anomalies * self.normals))
+
+    @property
+    def average_precision(self) -> float | None:
+        """Precision at each distinct score, weighted by the recall won there; None without anomalous windows."""
+        if not self.anomalies:
+            return None
+        return float(np.sum(self.anomalous * self.caught / (self.caught + self.alarmed)) / self.anomalies)
+
+    def at(self, threshold: float) -> Detection:
+        """What flagging every score above `threshold` catches."""
+        flagged = int(np.searchsorted(-self.scores, -threshold, side="left"))
+        tp = int(self.caught[flagged - 1]) if flagged else 0
+        fp = int(self.alarmed[flagged - 1]) if flagged else 0
+        return Detection(tp, fp, self.anomalies - tp, self.normals - fp)
+
+    def best_f1_threshold(self) -> float:
+        """The threshold with the best F1 of all there are; of equal ones the highest, midway between two scores."""
+        if not self.anomalies:
+            raise ScoreError("No anomalous windows: a best-F1 threshold needs some; use the label-free threshold.")
+        f1 = 2 * self.caught / (self.caught + self.alarmed + self.anomalies)
+        best = int(np.argmax(f1))
+        upper = float(self.scores[best])
+        if best + 1 == len(self.scores):
+            return float(np.nextafter(upper, -np.inf))
+        lower = float(self.scores[best + 1])
+        middle = lower + (upper - lower) / 2
+        return middle if middle < upper else lower
+
+
+def rank_counts(scores: npt.ArrayLike, anomalous: npt.ArrayLike, normal: npt.ArrayLike) -> Ranking:
+    """Rank groups of windows that share a score: `anomalous[i]` and `normal[i]` windows have `scores[i]`."""
+    counts = np.asarray(anomalous, dtype=np.int64), np.asarray(normal, dtype=np.int64)
+    present = (counts[0] + counts[1]) > 0
+    values = _finite(np.asarray(scores, dtype=np.float64)[present])
+    distinct, group = np.unique(values, return_inverse=True)
+    sums = [np.bincount(group, weights=count[present], minlength=len(distinct))[::-1] for count in counts]
+    return Ranking(distinct[::-1], sums[0].astype(np.int64), sums[1].astype(np.int64))
+
+
+def rank(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Ranking:
+    """Rank single windows; labels are 0 or 1."""
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    if values.shape != truth.shape:
+        raise ScoreError(f"{values.size} scores for {truth.size} labels: give one score for each labelled window.")
+    if not np.isin(truth, (0, 1)).all():
+        raise ScoreError("Labels must be 0 or 1: leave out windows without a label.")
+    return rank_counts(values, truth == 1, truth == 0)
+
+
+def _finite(scores: Floats) -> Floats:
+    if not np.isfinite(scores).all():
+        lost = int((~np.isfinite(scores)).sum())
+        raise ScoreError(f"{lost} of {scores.size} scores are missing or not finite: score these windows again.")
+    return scores
+
+
+def metrics_at(scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float) -> Detection:
+    """What flagging every score above `threshold` catches."""
+    return rank(scores, labels).at(threshold)
+
+
+def best_f1_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """The threshold with the best F1 on these labels: `oracle` on the test split, `validated` on the validation one."""
+    return rank(scores, labels).best_f1_threshold()
+
+
+def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float | None:
+    """Area under the ROC curve; None if a class is missing."""
+    return rank(scores, labels).auroc
+
+
+def average_precision(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float | None:
+    """Average precision; None without anomalous windows."""
+    return rank(scores, labels).average_precision
+
+
+def label_free_threshold(calibration_scores: npt.ArrayLike, false_alarm_rate: float = 0.002) -> float:
+    """The lowest calibration score that at most `false_alarm_rate` of the calibration windows exceed.
+
+    Scores tied with the threshold are not flagged, so ties only lower the rate. With n windows, a fresh normal one is
+    flagged with an expected rate of at most (floor(rate n) + 1) / (n + 1): see `calibration_note` for small n.
+    """
+    scores = np.sort(_finite(np.asarray(calibration_scores, dtype=np.float64)))
+    if not scores.size:
+        raise ScoreError("No calibration windows: give the calibration split a share above 0.")
+    if not 0 <= false_alarm_rate < 1:
+        raise ScoreError(f"A false-alarm rate of {false_alarm_rate} is not possible: give one from 0 to below 1.")
+    above = int(false_alarm_rate * scores.size + 1e-9)
+    return float(scores[scores.size - 1 - above])
+
+
+def calibration_note(windows: int, false_alarm_rate: float) -> str | None:
+    """A sentence on what too few calibration windows do to the false-alarm rate, or None where they suffice."""
+    if false_alarm_rate <= 0 or windows * false_alarm_rate >= 1 - 1e-9:
+        return None
+    return (
+        f"{windows} calibration windows are too few for a false-alarm rate of {false_alarm_rate:.2%}: the threshold is "
+        f"their highest score, and about 1 in {windows + 1} fresh normal windows will be flagged; "
+        f"{int(np.ceil(1 / false_alarm_rate - 1e-9)):,} would do."
+    )
+
+
+def reference_threshold(accuracies: npt.ArrayLike, labels: npt.ArrayLike, steps: int = 1000) -> tuple[float, float]:
+    """Best beta of `steps` in [0, 1], anomalous when accuracy < beta, and its F1: the reference code's search."""
+    ranking = rank(-np.asarray(accuracies, dtype=np.float64), labels)
+    betas = np.linspace(0.0, 1.0, steps)
+    f1 = [ranking.at(-beta).f1 for beta in betas]
+    best = int(np.argmax(f1))
+    return float(betas[best]), f1[best]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its bootstrap interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def f1_interval(
+    labels: npt.ArrayLike, flags: npt.ArrayLike, samples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """F1 of `flags` with the percentile interval of resampling windows; the threshold is taken as fixed."""
+    flagged = np.asarray(flags, dtype=bool)
+    drawn, observed = _resample(np.asarray(labels), flagged, np.zeros_like(flagged), samples, seed)
+    return _interval(_f1_of(drawn, 0), _f1_of(observed, 0), level)
+
+
+def f1_difference(
+    labels: npt.ArrayLike,
+    flags: npt.ArrayLike,
+    other: npt.ArrayLike,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """F1 of `flags` minus F1 of `other`, both over the same resampled windows."""
+    drawn, observed = _resample(np.asarray(labels), np.asarray(flags, bool), np.asarray(other, bool), samples, seed)
+    return _interval(_f1_of(drawn, 0) - _f1_of(drawn, 1), _f1_of(observed, 0) - _f1_of(observed, 1), level)
+
+
+def _resample(labels: Counts, flags: Flags, other: Flags, samples: int, seed: int) -> tuple[Counts, Counts]:
+    """Counts of windows by (label, flag, other flag) in `samples` resamples, and as observed: shape (samples, 2, 2, 2).
+
+    F1 depends on these counts only, so drawing them from the multinomial is the bootstrap by window, in no time.
+    """
+    if not labels.size:
+        raise ScoreError("No labelled windows: an interval needs some.")
+    cells = np.bincount(4 * (labels == 1) + 2 * flags + other, minlength=8)
+    drawn = np.random.default_rng(seed).multinomial(labels.size, cells / labels.size, size=samples)
+    return drawn.reshape(samples, 2, 2, 2), cells.reshape(1, 2, 2, 2)
+
+
+def _f1_of(cells: Counts, detector: int) -> Floats:
+    by_flag = cells.sum(axis=3 if detector == 0 else 2)
+    tp, fp, fn = by_flag[:, 1, 1], by_flag[:, 0, 1], by_flag[:, 1, 0]
+    return 2 * tp / np.maximum(2 * tp + fp + fn, 1)
+
+
+def _interval(drawn: Floats, observed: Floats, level: float) -> Interval:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(observed[0]), float(low), float(high))
+
+
+def balanced_sample(labels: npt.ArrayLike, per_class: int = 1000, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Rows of equally many normal and anomalous windows, `per_class` of each or as many as the rarer class has."""
+    truth = np.asarray(labels)
+    classes = [np.flatnonzero(truth == label) for label in (0, 1)]
+    size = min(per_class, *(len(rows) for rows in classes))
+    generator = np.random.default_rng(seed)
+    return np.sort(np.concatenate([generator.choice(rows, size, replace=False) for rows in classes]))

@@ -1,0 +1,168 @@
+"""Thresholds and metrics against scikit-learn and against brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from fl.errors import ScoreError
+from fl.thresholds import (
+    auroc,
+    average_precision,
+    balanced_sample,
+    best_f1_threshold,
+    calibration_note,
+    f1_difference,
+    f1_interval,
+    label_free_threshold,
+    metrics_at,
+    rank,
+    rank_counts,
+    reference_threshold,
+)
+
+# Few distinct values, so that ties are the rule.
+SAMPLES = st.lists(st.tuples(st.integers(-3, 6), st.integers(0, 1)), min_size=2, max_size=40).filter(
+    lambda rows: len({label for _, label in rows}) == 2
+)
+
+
+def _split(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    values, labels = zip(*rows, strict=True)
+    return np.array(values) / 7, np.array(labels)
+
+
+@given(SAMPLES)
+def test_auroc_and_average_precision_equal_scikit_learn_with_ties(rows: list[tuple[int, int]]) -> None:
+    scores, labels = _split(rows)
+    assert auroc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores))
+    assert average_precision(scores, labels) == pytest.approx(metrics.average_precision_score(labels, scores))
+
+
+@given(SAMPLES, st.floats(-1, 1))
+def test_metrics_at_a_threshold_equal_scikit_learn(rows: list[tuple[int, int]], threshold: float) -> None:
+    scores, labels = _split(rows)
+    flags = scores > threshold
+    found = metrics_at(scores, labels, threshold)
+    assert [found.tn, found.fp, found.fn, found.tp] == metrics.confusion_matrix(labels, flags).ravel().tolist()
+    assert found.f1 == pytest.approx(metrics.f1_score(labels, flags, zero_division=0))
+    assert found.precision == pytest.approx(metrics.precision_score(labels, flags, zero_division=0))
+    assert found.recall == pytest.approx(metrics.recall_score(labels, flags))
+    assert found.false_alarm_rate == pytest.approx(flags[labels == 0].mean())
+
+
+@given(SAMPLES)
+def test_the_best_f1_threshold_beats_every_other_threshold(rows: list[tuple[int, int]]) -> None:
+    scores, labels = _split(rows)
+    tried = np.concatenate([scores, [scores.min() - 1]])
+    best = max(metrics.f1_score(labels, scores > threshold, zero_division=0) for threshold in tried)
+    assert metrics_at(scores, labels, best_f1_threshold(scores, labels)).f1 == pytest.approx(best)
+
+
+def test_the_best_f1_threshold_lies_midway_and_prefers_fewer_alarms() -> None:
+    assert best_f1_threshold([0.0, 1.0, 3.0], [0, 0, 1]) == 2.0
+    # Flagging one of the two anomalies, or everything: both have F1 2/3.
+    assert best_f1_threshold([3.0, 2.0, 2.0, 1.0], [1, 0, 0, 1]) == 2.5
+
+
+def test_the_best_f1_threshold_separates_neighbouring_floats() -> None:
+    lower, upper = 1.0, float(np.nextafter(1.0, 2.0))
+    assert metrics_at([lower, upper], [0, 1], best_f1_threshold([lower, upper], [0, 1])).f1 == 1.0
+
+
+def test_counted_groups_rank_like_their_single_windows() -> None:
+    generator = np.random.default_rng(5)
+    scores, labels = generator.integers(0, 9, 300) / 9, generator.integers(0, 2, 300)
+    values = np.append(np.unique(scores), np.nan)  # a group without windows needs no score
+    anomalous = [int(((scores == value) & (labels == 1)).sum()) for value in values]
+    normal = [int(((scores == value) & (labels == 0)).sum()) for value in values]
+    counted = rank_counts(values, anomalous, normal)
+    assert counted.auroc == auroc(scores, labels)
+    assert counted.at(0.4) == metrics_at(scores, labels, 0.4)
+
+
+@pytest.mark.parametrize(("rate", "flagged"), [(0.0, 0), (0.1, 10), (0.0999, 9), (0.3, 30)])
+def test_the_label_free_threshold_leaves_at_most_the_stated_share_above(rate: float, flagged: int) -> None:
+    scores = np.random.default_rng(1).permutation(100) / 10
+    assert (scores > label_free_threshold(scores, rate)).sum() == flagged
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0, 0.9))
+def test_ties_never_raise_the_label_free_rate_above_the_stated_one(values: list[int], rate: float) -> None:
+    scores = np.array(values, dtype=float)
+    threshold = label_free_threshold(scores, rate)
+    assert (scores > threshold).mean() <= rate + 1e-9
+    # And it is the lowest score for which that holds.
+    lower = scores[scores < threshold]
+    assert not lower.size or (scores > lower.max()).mean() > rate - 1e-9
+
+
+def test_few_calibration_windows_take_the_highest_score_and_say_so() -> None:
+    assert label_free_threshold([0.1, 0.5, 0.3], 0.002) == 0.5
+    note = calibration_note(3, 0.002)
+    assert note is not None
+    assert "about 1 in 4" in note
+    assert "500 would do" in note
+    assert calibration_note(499, 0.002) is not None
+    assert calibration_note(500, 0.002) is None
+
+
+def test_what_cannot_be_computed_is_an_error_or_none() -> None:
+    with pytest.raises(ScoreError, match="No anomalous windows"):
+        best_f1_threshold([1.0, 2.0], [0, 0])
+    with pytest.raises(ScoreError, match="1 of 2 scores"):
+        rank([1.0, np.nan], [0, 1])
+    with pytest.raises(ScoreError, match="Labels must be 0 or 1"):
+        rank([1.0, 2.0], [0, -1])
+    with pytest.raises(ScoreError, match="2 scores for 1 labels"):
+        rank([1.0, 2.0], [0])
+    with pytest.raises(ScoreError, match="No calibration windows"):
+        label_free_threshold([])
+    with pytest.raises(ScoreError, match="not possible"):
+        label_free_threshold([1.0], 1.5)
+    assert auroc([1.0, 2.0], [0, 0]) is None
+    assert average_precision([1.0, 2.0], [0, 0]) is None
+
+
+def test_the_reference_search_equals_its_plain_loop() -> None:
+    generator = np.random.default_rng(2)
+    labels = generator.integers(0, 2, 200)
+    accuracy = np.clip(0.9 - 0.3 * labels + generator.normal(0, 0.15, 200), 0, 1)
+    betas = np.linspace(0, 1, 1000)
+    f1 = [metrics.f1_score(labels, accuracy < beta, zero_division=0) for beta in betas]
+    assert reference_threshold(accuracy, labels) == (betas[np.argmax(f1)], pytest.approx(max(f1)))
+
+
+def test_the_bootstrap_interval_equals_resampling_window_by_window() -> None:
+    generator = np.random.default_rng(3)
+    labels = (generator.random(400) < 0.2).astype(int)
+    flags = (labels + generator.normal(0, 0.6, 400)) > 0.5
+    other = (labels + generator.normal(0, 0.9, 400)) > 0.5
+    drawn = []
+    for _ in range(3000):
+        rows = generator.integers(0, 400, 400)
+        drawn.append([metrics_at(f[rows], labels[rows], 0.5).f1 for f in (flags, other)])
+    plain = np.array(drawn)
+    single, paired = f1_interval(labels, flags, samples=20_000), f1_difference(labels, flags, other, samples=20_000)
+    assert single.estimate == pytest.approx(metrics.f1_score(labels, flags))
+    assert (single.low, single.high) == pytest.approx(np.quantile(plain[:, 0], [0.025, 0.975]), abs=0.012)
+    difference = plain[:, 0] - plain[:, 1]
+    assert (paired.low, paired.high) == pytest.approx(np.quantile(difference, [0.025, 0.975]), abs=0.012)
+
+
+def test_a_detector_differs_from_itself_by_nothing() -> None:
+    labels, flags = np.array([0, 1, 1, 0]), np.array([True, True, False, False])
+    same = f1_difference(labels, flags, flags)
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+    assert f1_interval(labels, flags, seed=4) == f1_interval(labels, flags, seed=4)
+
+
+def test_the_balanced_sample_holds_equally_many_of_both_classes() -> None:
+    labels = np.array([0] * 50 + [1] * 7)
+    rows = balanced_sample(labels, per_class=1000, seed=1)
+    assert labels[rows].sum() == 7
+    assert len(set(rows.tolist())) == 14
+    assert np.array_equal(rows, balanced_sample(labels, per_class=1000, seed=1))
+    assert len(balanced_sample(labels, per_class=3)) == 6
+    assert len(balanced_sample(np.zeros(5))) == 0
