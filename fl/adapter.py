@@ -1,0 +1,158 @@
+"""What is trained and sent: LoRA adapters, or all weights, as plain named arrays."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fl.errors import ModelError
+from fl.model import LoadedModel
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Which weights are trained."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    kind: Literal["lora", "full", "none"] = "lora"
+    """`lora` (low-rank adapters, arXiv 2106.09685), `full` (all weights, the paper's FFT), `none` (untouched, PT)."""
+    rank: int = 8
+    """Rank r of the LoRA matrices; the paper takes 2, 8, 32 and 128."""
+    alpha: int | None = None
+    """LoRA scale numerator; none: twice the rank, as in the reference code."""
+    dropout: float = 0.1
+    """LoRA dropout. Where prefixes are shared, windows with a common prefix share its mask."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get adapters."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError("rank must be at least 1; use kind=none for the untouched model")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("dropout must be in [0, 1)")
+
+    @property
+    def scale_numerator(self) -> int:
+        """Alpha as used: given, or twice the rank."""
+        return self.alpha if self.alpha is not None else 2 * self.rank
+
+
+def attach_adapter(loaded: LoadedModel, tuning: Tuning, seed: int) -> torch.nn.Module:
+    """The model with `tuning`'s weights trainable, sharing `loaded`'s base weights.
+
+    LoRA's A is drawn from `seed`, B is 0. Attaching again with the same tuning draws A anew; with another tuning the former
+    adapter is taken off first. Raises ModelError for full fine-tuning of quantized weights and for target names the model does not have.
+    """
+    _detach(loaded.model)
+    if tuning.kind == "full" and loaded.quantization != "none":
+        raise ModelError("Full fine-tuning needs unquantized weights; use quantization=none, or tuning.kind=lora.")
+    if tuning.kind != "lora":
+        for parameter in loaded.model.parameters():
+            parameter.requires_grad_(tuning.kind == "full")
+        return loaded.model
+    return _attach_lora(loaded.model, tuning, seed)
+
+
+def _attach_lora(base: Any, tuning: Tuning, seed: int) -> torch.nn.Module:  # noqa: ANN401 (any transformers model)
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.rank,
+        lora_alpha=tuning.scale_numerator,
+        lora_dropout=tuning.dropout,
+        target_modules=list(tuning.targets),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(base, config)
+        except ValueError as error:
+            raise ModelError(f"Adapters cannot be attached to {', '.join(tuning.targets)}: {error}") from error
+    adapted.eval()
+    base.attached_adapter = adapted
+    return adapted
+
+
+def _detach(base: Any) -> None:  # noqa: ANN401 (any transformers model)
+    """Take off the adapter that this process attached before, if any, and give back the plain base model."""
+    if (adapted := base.__dict__.pop("attached_adapter", None)) is not None:
+        adapted.unload()
+        base.__dict__.pop("peft_config", None)
+        vars(base).pop("_hf_peft_config_loaded", None)
+
+
+@contextmanager
+def without_adapter(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The untouched base model for the time of a `with` block, by switching LoRA layers off."""
+    if hasattr(model, "disable_adapter"):
+        with model.disable_adapter():  # type: ignore[operator]
+            yield model
+    else:
+        yield model
+
+
+def adapter_arrays(model: torch.nn.Module) -> Arrays:
+    """The trained weights by name, float32, names sorted; empty for the untouched model."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32).numpy().copy()
+        for name, parameter in sorted(_trained(model).items())
+    }
+
+
+def load_adapter_arrays(model: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put `arrays` in the place of the trained weights; raises ModelError where a name or shape is not the model's."""
+    trained = _trained(model)
+    if missing := sorted(trained.keys() ^ arrays.keys()):
+        raise ModelError(f"The adapter does not fit the model: {len(missing)} names differ, first {missing[0]!r}.")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            array = arrays[name]
+            if array.shape != tuple(parameter.shape):
+                raise ModelError(
+                    f"The adapter does not fit the model: {name} has shape {array.shape}, not {tuple(parameter.shape)}."
+                )
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Trainable parameters by the names of PEFT's adapter files (for full fine-tuning, the model's own)."""
+    return {
+        name.replace(".default.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_adapter(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write `arrays` as a safetensors file."""
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, dict(metadata or {}))
+
+
+def read_adapter(path: Path) -> Arrays:
+    """The arrays of a safetensors file; raises ModelError when it is missing or damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} is no readable adapter: {error}") from error
+
+
+def adapter_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """A name of 32 hex digits for the adapter's exact content (names, shapes, types, values)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
