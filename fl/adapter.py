@@ -50,8 +50,8 @@ class Tuning:
 def attach_adapter(loaded: LoadedModel, tuning: Tuning, seed: int) -> torch.nn.Module:
     """The model with `tuning`'s weights trainable, sharing `loaded`'s base weights.
 
-    LoRA's A is drawn from `seed`, B is 0. Attaching again with the same tuning draws A anew; with another tuning the former
-    adapter is taken off first. Raises ModelError for full fine-tuning of quantized weights and for target names the model does not have.
+    LoRA's A is drawn from `seed`, B is 0. A former adapter is taken off first. Raises ModelError for full fine-tuning
+    of quantized weights and for target names the model does not have.
     """
     _detach(loaded.model)
     if tuning.kind == "full" and loaded.quantization != "none":

@@ -100,9 +100,7 @@ def build_tree(
         shared[rank] = common
         size += len(new)
         previous = index
-    tokens, depths, parents = (
-        np.concatenate(columns) if columns else np.empty(0, np.int64) for columns in _columns(parts)
-    )
+    tokens, depths, parents = _concatenated(parts)
     weights = np.zeros(size, np.int64)
     for path, count in zip(paths, counts, strict=True):
         weights[path] += count
