@@ -1,0 +1,115 @@
+"""The Prefect server of a command: the one named by PREFECT_API_URL, else a temporary one of this process."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.error import URLError
+
+from storage.errors import TrackingError
+from storage.layout import Layout
+
+_PATIENCE = 120.0
+"""Seconds to wait for the server: the first start creates its database, on a busy machine slowly."""
+_DIE_WITH_PARENT = 1
+"""prctl's PR_SET_PDEATHSIG."""
+
+
+def quiet_environment(layout: Layout) -> None:
+    """Set what Prefect, MLflow and Flower read when they are imported: where state lies, and no telemetry."""
+    layout.prefect.mkdir(parents=True, exist_ok=True)
+    defaults = {
+        "PREFECT_HOME": str(layout.prefect),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "DISABLE_MLFLOW_INTEGRATION": "TRUE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+class TemporaryServer:
+    """A Prefect server on this machine's loopback that lives as long as this process."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._log = layout.prefect / "server.log"
+        self._port = _free_port()
+        self.address = f"http://127.0.0.1:{self._port}"
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        command += ["--host", "127.0.0.1", "--port", str(self._port), "--log-level", "error", "--lifespan", "on"]
+        environment = {**os.environ, "PREFECT_UI_API_URL": f"{self.address}/api", "PREFECT_API_URL": ""}
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Its own session: Ctrl-C must reach the flow first, which still has to record that it was cancelled.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def wait(self) -> None:
+        """Return when the server answers. Raises TrackingError when it does not start."""
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with suppress(URLError, OSError), urllib.request.urlopen(f"{self.address}/api/health", timeout=5):
+                return
+            time.sleep(0.1)
+        self.stop()
+        raise TrackingError(f"The temporary Prefect server did not start; its log is {self._log}.")
+
+    def stop(self) -> None:
+        """End the server."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def prefect_server(layout: Layout) -> Iterator[str]:
+    """The API address of the server to use while the block runs, set in PREFECT_API_URL; import Prefect inside.
+
+    Whatever is done in the block before Prefect is used runs while the temporary server starts.
+    """
+    quiet_environment(layout)
+    named = os.environ.get("PREFECT_API_URL")
+    if named:
+        yield named
+        return
+    server = TemporaryServer(layout)
+    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    try:
+        server.wait()
+        yield os.environ["PREFECT_API_URL"]
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this child when its parent dies, even by SIGKILL (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)

@@ -1,0 +1,87 @@
+"""When a stage may be reused: its key covers its inputs, its configuration and the source that computes it."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from storage.stages import Stage
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("flows", "tasks", "fl", "storage")
+
+
+def stage_key(name: str, modules: Iterable[str], inputs: Mapping[str, Any]) -> str:
+    """The key of a stage: its name, the plain form of its inputs and the hash of its source."""
+    facts = json.dumps([name, source_hash(modules), plain(dict(inputs))], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """A JSON form in which equal inputs are equal: an earlier stage counts by its content, not by where it lies."""
+    if isinstance(value, Stage):
+        return ["stage", value.name, value.fingerprint]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"A stage's input must be a stage, a configuration or a plain value, not {type(value).__name__}.")
+
+
+def source_hash(modules: Iterable[str]) -> str:
+    """A hash of the bytes of `source_files`; a change in any line of any of them changes it."""
+    digest = hashlib.sha256()
+    for module, path in source_files(modules).items():
+        digest.update(f"{module}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def source_files(modules: Iterable[str]) -> dict[str, Path]:
+    """The files of `modules` and, transitively, of every project module they import, sorted by module."""
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        path = _module_path(module)
+        if path is None or module in found:
+            continue
+        found[module] = path
+        waiting.extend(_imports(path, path.stat().st_mtime_ns, module))
+    return dict(sorted(found.items()))
+
+
+def _module_path(module: str) -> Path | None:
+    """The file of a project module; None for a library's module or any other name."""
+    if module.split(".")[0] not in PACKAGES:
+        return None
+    base = PROJECT.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _imports(path: Path, modified_ns: int, module: str) -> tuple[str, ...]:
+    """Every name a file imports, inside functions too; `modified_ns` is there so that a changed file is read again."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            origin = importlib.util.resolve_name(relative, package) if node.level else relative
+            names.append(origin)
+            names.extend(f"{origin}.{alias.name}" for alias in node.names)
+    return tuple(names)

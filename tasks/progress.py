@@ -1,0 +1,88 @@
+"""How stages tell what is done and what is left: to whoever listens in this process, and to the run's page."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefect.context import FlowRunContext, TaskRunContext
+
+from storage.progress import Progress
+
+_ARTIFACT_SECONDS = 3.0
+"""At least this long between two updates of a progress artifact: each is a call to the server."""
+
+
+@dataclass(frozen=True)
+class StageEvent:
+    """Something that happened to a stage."""
+
+    stage: str
+    state: Literal["started", "running", "cached", "ran", "failed"]
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    done: float = 0.0
+    total: float | None = None
+    note: str = ""
+
+
+Listener = Callable[[StageEvent], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have `listener` called with every event while the block runs."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def announce(event: StageEvent) -> None:
+    """Tell the listeners."""
+    for listener in tuple(_listeners):
+        listener(event)
+
+
+def progress_of(stage: str) -> Progress:
+    """A progress callback for the work of a stage: it tells the listeners and keeps a progress artifact up to date."""
+    artifact = _ProgressArtifact(stage)
+
+    def tell(done: float, total: float | None, note: str = "") -> None:
+        announce(StageEvent(stage, "running", done=done, total=total, note=note))
+        artifact.update(done, total)
+
+    return tell
+
+
+class _ProgressArtifact:
+    """The progress bar on the run's page; a server that does not answer never stops the work."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._identity: Any = None
+        self._updated = time.monotonic()
+
+    def update(self, done: float, total: float | None) -> None:
+        now = time.monotonic()
+        if not total or now - self._updated < _ARTIFACT_SECONDS or not _in_run():
+            return
+        self._updated = now
+        percent = min(100.0, 100.0 * done / total)
+        with suppress(Exception):
+            self._send(percent)
+
+    def _send(self, percent: float) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        if self._identity is None:
+            key = f"progress-{self._stage.replace('_', '-')}"
+            self._identity = create_progress_artifact(progress=percent, key=key, description=f"{self._stage}: done")
+        else:
+            update_progress_artifact(artifact_id=self._identity, progress=percent)
+
+
+def _in_run() -> bool:
+    return TaskRunContext.get() is not None or FlowRunContext.get() is not None
