@@ -1,0 +1,253 @@
+"""What a run found out: the metrics of every round, and the headline against the simple rules, win or lose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fl.baselines import distinct_windows, fit_all
+from fl.errors import ScoreError
+from fl.metrics_table import Columns, Row, Rows, Windows, anomaly_score, metric_rows
+from fl.thresholds import Detection, Flags, Floats, calibration_note, f1_difference, f1_interval, metrics_at
+
+DEFAULT_SCORE = "max_token"
+THRESHOLDS = ("label_free", "validated", "oracle")
+_FEW_ANOMALIES = 30
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics table, the simple rules, the findings in a few numbers, and the scores behind them."""
+
+    metrics: list[Row]
+    """Rows of metrics.parquet."""
+    rules: list[Row]
+    """One row for each population and simple rule, on the test split."""
+    findings: dict[str, Any]
+    """JSON: chosen score, three thresholds, intervals, rules, rounds, recall by kind; see `evaluate`."""
+    window_scores: Floats
+    """The chosen score of every window in the reported round; NaN where its sequence was not scored."""
+
+
+def evaluate(
+    windows: Windows,
+    rounds: Mapping[int, Columns],
+    score: str = "auto",
+    k: int | None = None,
+    false_alarm_rate: float = 0.002,
+    reported_round: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Judge the scores of every round; the last one (or `reported_round`) gives the headline.
+
+    `rounds[r]` holds one column a score (see fl/scoring), one row a distinct sequence, NaN where not scored; sequences
+    of calibration, validation and test windows must be scored. Round 0 is the untouched model.
+    """
+    if not rounds:
+        raise ScoreError("No round has scores: score the windows before evaluating.")
+    reported = max(rounds) if reported_round is None else reported_round
+    metrics = metric_rows(windows, rounds, false_alarm_rate, seed)
+    name, chosen_k, reason = choose_score([row for row in metrics if row["round"] == reported], score, k)
+    scores = anomaly_score(rounds[reported], name, chosen_k)[windows.sequence]
+    flags = _rule_flags(windows)
+    rules = _rule_rows(windows, flags, seed)
+    findings = {
+        "round": reported,
+        "score": name,
+        "k": chosen_k,
+        "chosen": reason,
+        "false_alarm_rate": false_alarm_rate,
+        "splits": _splits(windows),
+        **_thresholds(metrics, reported, name, chosen_k, "test", "all"),
+        "populations": {
+            population: _thresholds(metrics, reported, name, chosen_k, "test", population)
+            for population in ("unseen", "balanced")
+        },
+        "without_labels": {"score": DEFAULT_SCORE, **_label_free(metrics, reported, DEFAULT_SCORE)},
+        "rules": [row for row in rules if row["population"] == "all"],
+        "rounds": _rounds(windows, rounds, metrics, name, chosen_k),
+        "paper": _paper(metrics),
+        "most_anomalous": most_anomalous(windows, scores),
+    }
+    findings |= _against_rules(windows, scores, flags, findings, seed)
+    findings["notes"] = _notes(windows, findings)
+    return Evaluation(metrics, rules, findings, scores)
+
+
+def choose_score(rows: Sequence[Row], score: str = "auto", k: int | None = None) -> tuple[str, int | None, str]:
+    """The score to detect with, its K, and why: by label-free F1, then average precision, on the validation split.
+
+    `rows` are one round's metrics. The unaligned variant is for comparison only and is chosen only by name.
+    """
+    rows = [row for row in rows if row["split"] == "validation" and row["population"] == "all"]
+    rows = [row for row in rows if row["threshold_kind"] == "label_free" and row["f1"] is not None]
+    if score == "auto":
+        rows = [row for row in rows if row["score"] != "unaligned"]
+        if not rows:
+            return DEFAULT_SCORE, None, "the default: the validation split has no labelled anomalies to choose by"
+        best = max(rows, key=lambda row: (row["f1"], row["average_precision"]))
+        return best["score"], best["k"], "best label-free F1, then average precision, on the labelled validation split"
+    if score not in {"top_k", "unaligned"} or k is not None:
+        return score, k, "as configured"
+    fitting = [row for row in rows if row["score"] == score]
+    if not fitting:
+        return score, 1, "as configured; K = 1 for want of labelled validation anomalies"
+    best = max(fitting, key=lambda row: (row["f1"], row["average_precision"]))
+    return score, best["k"], "as configured; K by label-free F1 on the labelled validation split"
+
+
+def most_anomalous(windows: Windows, scores: Floats, count: int = 3) -> list[Row]:
+    """The test windows with the highest scores, one for each distinct sequence, with how many windows share it."""
+    rows = windows.rows("test")
+    sequences, first, copies = np.unique(windows.sequence[rows], return_index=True, return_counts=True)
+    order = np.lexsort((rows[first], -scores[rows[first]]))[:count]
+    return [
+        {
+            "window": int(rows[first[i]]),
+            "sequence": int(sequences[i]),
+            "score": float(scores[rows[first[i]]]),
+            "label": int(windows.label[rows[first[i]]]),
+            "windows": int(copies[i]),
+        }
+        for i in order
+    ]
+
+
+def _rule_flags(windows: Windows) -> dict[str, Flags]:
+    """What each simple rule, fitted on the training windows, flags among all windows."""
+    distinct = distinct_windows(windows.message_ids, windows.lengths)
+    train = [distinct.windows[i] for i in np.unique(distinct.index[windows.rows("train")])]
+    return {rule.name: rule.flags(distinct.windows)[distinct.index] for rule in fit_all(train)}
+
+
+def _rule_rows(windows: Windows, flags: Mapping[str, Flags], seed: int) -> list[Row]:
+    return [
+        {"rule": name, "population": population, **_as_row(_detection(windows, rows, flagged))}
+        for population in ("all", "unseen", "balanced")
+        if (rows := windows.population(population, "test", seed)).size
+        for name, flagged in flags.items()
+    ]
+
+
+def _detection(windows: Windows, rows: Rows, flags: Flags) -> Detection | None:
+    labels = windows.label[rows]
+    return metrics_at(flags[rows], labels, 0.5) if (labels == 1).any() and (labels >= 0).all() else None
+
+
+def _as_row(found: Detection | None) -> Row:
+    return {field: getattr(found, field, None) for field in ("f1", "precision", "recall", "false_alarm_rate")}
+
+
+def _thresholds(metrics: Sequence[Row], round_number: int, score: str, k: int | None, split: str, pop: str) -> Row:
+    """AUROC, average precision and, for each kind of threshold, what it catches."""
+    wanted = {"round": round_number, "score": score, "k": k, "split": split, "population": pop}
+    rows = {row["threshold_kind"]: row for row in metrics if wanted.items() <= row.items()}
+    if not rows:
+        return dict.fromkeys(("windows", "anomalies", "prevalence", "auroc", "average_precision", *THRESHOLDS))
+    any_row = next(iter(rows.values()))
+    fields = ("threshold", "f1", "precision", "recall", "false_alarm_rate", "flagged")
+    anomalies = any_row["anomalies"]
+    return {
+        **{field: any_row[field] for field in ("windows", "anomalies", "auroc", "average_precision")},
+        "prevalence": None if anomalies is None else anomalies / any_row["windows"],
+        **{kind: {f: rows[kind][f] for f in fields} if kind in rows else None for kind in THRESHOLDS},
+    }
+
+
+def _label_free(metrics: Sequence[Row], round_number: int, score: str) -> Row:
+    """What a detector catches for which not even the score was chosen by labels."""
+    return _thresholds(metrics, round_number, score, None, "test", "all")["label_free"] or {}
+
+
+def _against_rules(windows: Windows, scores: Floats, flags: Mapping[str, Flags], findings: Row, seed: int) -> Row:
+    """The headline: label-free F1 with its interval, beside the best rule of all by its own test F1."""
+    if not findings["anomalies"]:
+        return {"headline": None, "best_rule": None, "recall_by_kind": []}
+    rows = windows.labelled("test")
+    labels = windows.label[rows]
+    flagged = scores[rows] > findings["label_free"]["threshold"]
+    best = max(findings["rules"], key=lambda row: row["f1"])
+    rule_flags = flags[best["rule"]][rows]
+    difference = f1_difference(labels, flagged, rule_flags, seed=seed)
+    verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "unclear"
+    intervals = {
+        kind: asdict(f1_interval(labels, scores[rows] > findings[kind]["threshold"], seed=seed))
+        for kind in THRESHOLDS
+        if findings[kind]
+    }
+    return {
+        "headline": {"difference": asdict(difference), "verdict": verdict, "f1": intervals},
+        "best_rule": {"name": best["rule"], "f1": best["f1"]},
+        "recall_by_kind": _recall_by_kind(windows, rows, flagged, rule_flags),
+    }
+
+
+def _recall_by_kind(windows: Windows, rows: Rows, flagged: Flags, rule_flags: Flags) -> list[Row]:
+    if windows.kind is None:
+        return []
+    kinds = windows.kind[rows]
+    named = sorted({kind for kind, label in zip(kinds, windows.label[rows], strict=True) if kind and label == 1})
+    members = {kind: (kinds == kind) & (windows.label[rows] == 1) for kind in named}
+    return [
+        {
+            "kind": kind,
+            "windows": int(member.sum()),
+            "recall": float(flagged[member].mean()),
+            "best_rule_recall": float(rule_flags[member].mean()),
+        }
+        for kind, member in members.items()
+    ]
+
+
+def _rounds(windows: Windows, rounds: Mapping[int, Columns], metrics: Sequence[Row], score: str, k: int | None) -> list:
+    """The chosen score by round, and the loss per token on calibration windows, which are normal and not trained on."""
+    calibration = windows.sequence[windows.rows("calibration")]
+    rows = []
+    for number in sorted(rounds):
+        test = _thresholds(metrics, number, score, k, "test", "all")
+        row = {"round": number, "auroc": test["auroc"], "average_precision": test["average_precision"]}
+        row |= {f"{kind}_f1": test[kind]["f1"] if test[kind] else None for kind in THRESHOLDS}
+        rows.append(row | {"loss": _loss(rounds[number], calibration)})
+    return rows
+
+
+def _loss(columns: Columns, sequences: Rows) -> float | None:
+    if "loss_sum" not in columns or not sequences.size:
+        return None
+    total, tokens = (float(np.sum(columns[name][sequences])) for name in ("loss_sum", "loss_tokens"))
+    return total / tokens if tokens else None
+
+
+def _paper(metrics: Sequence[Row]) -> list[Row]:
+    """The paper's figure for each K: best oracle F1 of aligned top-K over the rounds, on the balanced sample."""
+    rows = [r for r in metrics if r["split"] == "test" and r["population"] == "balanced" and r["score"] == "top_k"]
+    rows = [row for row in rows if row["threshold_kind"] == "oracle"]
+    best = [max((r for r in rows if r["k"] == k), key=lambda r: r["f1"]) for k in sorted({row["k"] for row in rows})]
+    return [{"k": row["k"], "f1": row["f1"], "round": row["round"], "windows": row["windows"]} for row in best]
+
+
+def _splits(windows: Windows) -> dict[str, Row]:
+    return {
+        split: {
+            "windows": int((windows.split == split).sum()),
+            "anomalies": int(((windows.split == split) & (windows.label == 1)).sum()),
+            "unlabelled": int(((windows.split == split) & (windows.label < 0)).sum()),
+        }
+        for split in ("train", "calibration", "validation", "test", "unused")
+    }
+
+
+def _notes(windows: Windows, findings: Row) -> list[str]:
+    """What a reader must know before believing the figures."""
+    splits = findings["splits"]
+    notes = [calibration_note(splits["calibration"]["windows"], findings["false_alarm_rate"])]
+    if (windows.label < 0).all():
+        notes.append("These logs have no labels: windows are presumed mostly normal, and only alerts can be given.")
+    elif unknown := splits["test"]["unlabelled"]:
+        notes.append(f"{unknown} test windows have no label and are left out of the metrics.")
+    elif not findings["anomalies"]:
+        notes.append("The test split has no anomalous windows: precision, recall and F1 cannot be told.")
+    elif findings["anomalies"] < _FEW_ANOMALIES:
+        notes.append(f"Only {findings['anomalies']} test windows are anomalous: the intervals are wide.")
+    return [note for note in notes if note]

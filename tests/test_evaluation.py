@@ -1,0 +1,217 @@
+"""The metrics table and the findings against plain recomputation window by window."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from fl.baselines import RULES, fit
+from fl.errors import ScoreError
+from fl.evaluation import Evaluation, choose_score, evaluate, most_anomalous
+from fl.metrics_table import Windows, anomaly_score, score_names
+
+SPLITS = ("train", "calibration", "validation", "test")
+NORMAL = [(0, 1, 2), (0, 1, 1, 2), (0, 2, 1), (0, 1, 2, 2)]
+ANOMALOUS = [(0, 9), (0, 1, 2, 0, 1), (2, 2, 2)]
+RARE = (2, 1, 0)  # normal, but never in training
+
+
+def _windows(seed: int = 0, anomalies: bool = True, known: bool = True) -> tuple[Windows, list[tuple[int, ...]]]:
+    """600 windows of eight distinct sequences; anomalies in validation and test only."""
+    generator = np.random.default_rng(seed)
+    sequences = [*NORMAL, *ANOMALOUS, RARE]
+    split = generator.choice(SPLITS, 600, p=[0.5, 0.2, 0.15, 0.15])
+    sequence = generator.integers(0, len(NORMAL), 600)
+    judged = np.isin(split, ("validation", "test"))
+    if anomalies:
+        chosen = judged & (generator.random(600) < 0.2)
+        sequence[chosen] = generator.integers(len(NORMAL), len(NORMAL) + len(ANOMALOUS), chosen.sum())
+    sequence[judged & (generator.random(600) < 0.1)] = len(sequences) - 1
+    label = np.isin(sequence, range(len(NORMAL), len(sequences) - 1)).astype(np.int8)
+    kind = np.array([f"kind {s}" if bad else None for s, bad in zip(sequence, label, strict=True)], dtype=object)
+    contents = [sequences[s] for s in sequence]
+    flat = np.array([m for content in contents for m in content], dtype=np.uint32)
+    lengths = np.array([len(content) for content in contents])
+    return Windows(sequence, split, label if known else np.full(600, -1, np.int8), flat, lengths, kind), contents
+
+
+def _columns(noise: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Scores of the eight sequences: the anomalous ones higher, more or less."""
+    generator = np.random.default_rng(seed)
+    surprise = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 1.0, 0.35, 0.5]) + generator.normal(0, noise, 8)
+    columns = {name: surprise * (1 + i) for i, name in enumerate(("mean_token", "max_token", "mean_message"))}
+    columns |= {f"top_{k}": 1 - surprise / k for k in (1, 3)} | {f"unaligned_{k}": surprise * 0 for k in (1, 3)}
+    return columns | {"loss_sum": surprise * 10, "loss_tokens": np.full(8, 10)}
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return evaluate(_windows()[0], {0: _columns(0.6, 1), 1: _columns(0.0)})
+
+
+def test_every_row_of_the_metrics_equals_a_plain_recomputation(evaluation: Evaluation) -> None:
+    windows, _ = _windows()
+    train = set(windows.sequence[windows.split == "train"].tolist())
+    for row in evaluation.metrics:
+        if row["population"] == "balanced":
+            continue
+        rows = windows.split == row["split"]
+        if row["population"] == "unseen":
+            rows &= ~np.isin(windows.sequence, list(train))
+        columns = _columns(0.6, 1) if row["round"] == 0 else _columns(0.0)
+        scores = anomaly_score(columns, row["score"], row["k"])[windows.sequence]
+        labels, flags = windows.label[rows], scores[rows] > row["threshold"]
+        assert row["f1"] == pytest.approx(metrics.f1_score(labels, flags, zero_division=0))
+        assert row["auroc"] == pytest.approx(metrics.roc_auc_score(labels, scores[rows]))
+        assert row["average_precision"] == pytest.approx(metrics.average_precision_score(labels, scores[rows]))
+        assert (row["windows"], row["anomalies"], row["flagged"]) == (rows.sum(), labels.sum(), flags.sum())
+        if row["threshold_kind"] == "label_free":
+            assert (scores[windows.split == "calibration"] > row["threshold"]).mean() <= 0.002
+
+
+def test_the_table_holds_every_round_split_population_score_and_threshold(evaluation: Evaluation) -> None:
+    keys = {
+        (r["round"], r["split"], r["population"], r["score"], r["k"], r["threshold_kind"]) for r in evaluation.metrics
+    }
+    assert len(keys) == len(evaluation.metrics)
+    # Two rounds, three populations, seven scores; validation has no oracle.
+    assert len(keys) == 2 * 3 * 7 * (2 + 3)
+
+
+def test_the_oracle_is_never_below_the_other_thresholds(evaluation: Evaluation) -> None:
+    test = [row for row in evaluation.metrics if row["split"] == "test"]
+    best = {
+        tuple(r[f] for f in ("round", "population", "score", "k")): r["f1"]
+        for r in test
+        if r["threshold_kind"] == "oracle"
+    }
+    assert all(row["f1"] <= best[tuple(row[f] for f in ("round", "population", "score", "k"))] for row in test)
+
+
+def test_the_validated_threshold_knows_nothing_of_the_test_labels() -> None:
+    windows, _ = _windows()
+    changed = Windows(windows.sequence, windows.split, windows.label.copy(), windows.message_ids, windows.lengths)
+    rows = np.flatnonzero(windows.split == "test")
+    changed.label[rows] = np.random.default_rng(1).permutation(windows.label[rows])
+    first, second = (evaluate(w, {0: _columns(0.3)}).findings for w in (windows, changed))
+    for kind in ("label_free", "validated"):
+        assert first[kind]["threshold"] == second[kind]["threshold"]
+    assert (first["score"], first["k"]) == (second["score"], second["k"])
+    assert first["oracle"]["threshold"] != second["oracle"]["threshold"]
+
+
+def test_the_headline_sets_the_label_free_f1_against_the_best_rule(evaluation: Evaluation) -> None:
+    windows, contents = _windows()
+    rows = np.flatnonzero(windows.split == "test")
+    labels = windows.label[rows]
+    train = {content for content, split in zip(contents, windows.split, strict=True) if split == "train"}
+    rules = {name: metrics.f1_score(labels, fit(name, train).flags([contents[i] for i in rows])) for name in RULES}
+    assert {row["rule"]: pytest.approx(row["f1"]) for row in evaluation.findings["rules"]} == rules
+    best = evaluation.findings["best_rule"]
+    assert best["f1"] == pytest.approx(max(rules.values()))
+    headline = evaluation.findings["headline"]
+    estimate = evaluation.findings["label_free"]["f1"] - best["f1"]
+    assert headline["difference"]["estimate"] == pytest.approx(estimate)
+    assert headline["difference"]["low"] <= estimate <= headline["difference"]["high"]
+    expected = (
+        "better" if headline["difference"]["low"] > 0 else "worse" if headline["difference"]["high"] < 0 else "unclear"
+    )
+    assert headline["verdict"] == expected
+
+
+def test_recall_by_kind_adds_up_to_the_recall(evaluation: Evaluation) -> None:
+    findings = evaluation.findings
+    kinds = findings["recall_by_kind"]
+    assert [kind["kind"] for kind in kinds] == ["kind 4", "kind 5", "kind 6"]
+    caught = sum(kind["recall"] * kind["windows"] for kind in kinds)
+    assert caught / findings["anomalies"] == pytest.approx(findings["label_free"]["recall"])
+
+
+def test_the_most_anomalous_windows_are_of_different_sequences(evaluation: Evaluation) -> None:
+    windows, _ = _windows()
+    found = most_anomalous(windows, evaluation.window_scores, count=3)
+    assert len({row["sequence"] for row in found}) == 3
+    test = windows.split == "test"
+    assert found[0]["score"] == evaluation.window_scores[test].max()
+    assert all(windows.split[row["window"]] == "test" for row in found)
+    assert found[0]["windows"] == (windows.sequence[test] == found[0]["sequence"]).sum()
+
+
+def test_the_loss_by_round_is_that_of_the_calibration_windows(evaluation: Evaluation) -> None:
+    windows, _ = _windows()
+    calibration = windows.sequence[windows.split == "calibration"]
+    assert [row["loss"] for row in evaluation.findings["rounds"]] == [
+        pytest.approx(columns["loss_sum"][calibration].sum() / columns["loss_tokens"][calibration].sum())
+        for columns in (_columns(0.6, 1), _columns(0.0))
+    ]
+
+
+def test_findings_are_json_and_the_same_twice(evaluation: Evaluation) -> None:
+    again = evaluate(_windows()[0], {0: _columns(0.6, 1), 1: _columns(0.0)})
+    assert json.dumps(again.findings) == json.dumps(evaluation.findings)
+    assert again.metrics == evaluation.metrics
+
+
+def test_logs_without_labels_get_a_threshold_and_a_note_but_no_f1() -> None:
+    windows, _ = _windows(known=False)
+    found = evaluate(windows, {0: _columns(0.0)})
+    assert found.findings["score"] == "max_token"
+    assert found.findings["headline"] is None
+    assert found.findings["label_free"]["f1"] is None
+    assert found.findings["label_free"]["flagged"] > 0
+    assert found.findings["oracle"] is None
+    assert "no labels" in " ".join(found.findings["notes"])
+    assert {row["threshold_kind"] for row in found.metrics} == {"label_free"}
+    assert len(found.findings["most_anomalous"]) == 3
+
+
+def test_a_test_split_without_anomalies_has_false_alarms_only() -> None:
+    found = evaluate(_windows(anomalies=False)[0], {0: _columns(0.0)}).findings
+    assert found["label_free"]["f1"] is None
+    assert found["label_free"]["false_alarm_rate"] is not None
+    assert found["best_rule"] is None
+    assert any("no anomalous windows" in note for note in found["notes"])
+
+
+def test_windows_without_a_label_are_left_out_and_counted() -> None:
+    windows, _ = _windows()
+    windows.label[np.flatnonzero(windows.split == "test")[:5]] = -1
+    found = evaluate(windows, {0: _columns(0.0)}).findings
+    assert found["windows"] == (windows.split == "test").sum() - 5
+    assert any(note.startswith("5 test windows") for note in found["notes"])
+
+
+def test_the_score_is_chosen_by_validation_and_a_named_one_is_kept(evaluation: Evaluation) -> None:
+    rows = [row for row in evaluation.metrics if row["round"] == 1]
+    name, k, reason = choose_score(rows)
+    assert (name, k) == ("max_token", None)
+    assert "validation" in reason
+    for row in rows:
+        if (row["score"], row["k"], row["split"]) == ("top_k", 3, "validation"):
+            row["f1"] = 1.0
+    assert choose_score(rows)[:2] == ("top_k", 3)
+    assert choose_score(rows, "top_k")[:2] == ("top_k", 3)
+    assert choose_score(rows, "unaligned", 1)[:2] == ("unaligned", 1)
+    assert choose_score([], "auto")[:2] == ("max_token", None)
+
+
+def test_accuracies_turn_into_anomaly_scores() -> None:
+    columns = _columns(0.0)
+    assert anomaly_score(columns, "top_k", 3) == pytest.approx(1 - columns["top_3"])
+    assert anomaly_score(columns, "mean_token", None) == pytest.approx(columns["mean_token"])
+    assert score_names(columns)[0] == ("max_token", None)
+    with pytest.raises(ScoreError, match="no score top_k with k=7: choose one of max_token"):
+        anomaly_score(columns, "top_k", 7)
+
+
+def test_missing_scores_are_one_clear_error() -> None:
+    windows, _ = _windows()
+    columns = _columns(0.0)
+    columns["max_token"][0] = np.nan
+    with pytest.raises(ScoreError, match="not finite"):
+        evaluate(windows, {0: columns})
+    with pytest.raises(ScoreError, match="No round"):
+        evaluate(windows, {})
+    with pytest.raises(ScoreError, match="7 sequences have scores, but windows refer to 8"):
+        evaluate(windows, {0: {name: values[:7] for name, values in _columns(0.0).items()}})
