@@ -1,0 +1,152 @@
+"""The command `atalaia`: runs the flows, and shows what they left."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.config import RunConfig
+
+app = typer.Typer(
+    help="Learns what normal logs look like, and points at what is not normal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Preset = Annotated[str, typer.Argument(help="A named run: demo, hdfs-2pct or paper.")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
+    typer.Argument(metavar="[KEY=VALUE]...", help="What differs, for example rounds=6 source=HDFS_1.tar.gz."),
+]
+
+
+@app.command()
+def run(preset: Preset, settings: Settings = None) -> None:
+    """The whole experiment: prepare, train, score, judge, report and register."""
+    with _flow_run(preset, settings) as config:
+        from flows.experiment import experiment
+
+        experiment(config)
+
+
+@app.command()
+def prepare(preset: Preset, settings: Settings = None) -> None:
+    """Only the data: download, window, mask, tokenize, split and partition."""
+    with _flow_run(preset, settings) as config:
+        from flows.prepare import prepare as flow
+
+        flow(config)
+
+
+@app.command()
+def train(preset: Preset, settings: Settings = None) -> None:
+    """Up to the trained adapters."""
+    with _flow_run(preset, settings) as config:
+        from flows.train import train as flow
+
+        flow(config)
+
+
+@app.command()
+def evaluate(preset: Preset, settings: Settings = None) -> None:
+    """Up to scores, thresholds and metrics; no report, nothing registered."""
+    with _flow_run(preset, settings) as config:
+        from flows.evaluate import evaluate as flow
+
+        flow(config)
+
+
+@app.command()
+def settings(preset: Annotated[str, typer.Argument(help="A named run.")] = "paper") -> None:
+    """Everything that can be set, with the preset's values."""
+    from flows.settings import run_config
+
+    print(run_config(preset, []).model_dump_json(indent=2))
+
+
+@app.command()
+def report(run_id: Annotated[Optional[str], typer.Argument(help="A run; the newest if left out.")] = None) -> None:  # noqa: UP045
+    """Show the summary of a finished run again."""
+    from flows.terminal import show_report
+
+    show_report(run_id)
+
+
+@app.command()
+def runs(as_json: Annotated[bool, typer.Option("--json", help="A JSON list on stdout, newest last.")] = False) -> None:
+    """List the runs, newest last."""
+    from storage.runs import list_runs
+
+    found = list_runs()
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    from flows.terminal import show_runs
+
+    show_runs(found)
+
+
+@app.command()
+def query(
+    sql: Annotated[Optional[str], typer.Argument(help="A DuckDB query over the views.")] = None,  # noqa: UP045
+    view: Annotated[Optional[str], typer.Option("--view", help="Show a view: rounds, clients, scores, ...")] = None,  # noqa: UP045
+) -> None:
+    """Ask DuckDB about rounds, clients, scores, metrics and costs of all runs."""
+    from flows.terminal import show_query
+
+    show_query(sql, view)
+
+
+@contextmanager
+def _flow_run(preset: str, settings: list[str] | None) -> Iterator["RunConfig"]:
+    """The run's configuration, with a server to report to and the terminal showing what happens."""
+    from flows.server import prefect_server, quiet_environment
+    from storage.layout import current
+
+    quiet_environment(current())
+    # Errors end as one line; Prefect's own lines go to the run's page instead of the terminal.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from flows.settings import run_config
+
+    config = run_config(preset, settings or [])
+    with prefect_server(current()):
+        from flows.terminal import showing_progress
+
+        with showing_progress(config):
+            yield config
+
+
+def main() -> None:
+    """Run the command line; what went wrong is one line on stderr and exit status 2."""
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _end("Stopped; the same command goes on from what is already done.", 130)
+    except Exception as error:
+        if _is_expected(error):
+            _end(str(error), 2)
+        raise
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error's message was written for people."""
+    import click
+
+    from fl.errors import LearningError
+    from storage.errors import DataError
+
+    if isinstance(error, click.ClickException | DataError | LearningError):
+        return True
+    return type(error).__name__ == "ConfigError"
+
+
+def _end(message: str, status: int) -> None:
+    print(f"atalaia: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,141 @@
+"""A run as one frozen, typed value, composed of its parts' own configurations."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fl.adapter import Tuning
+from fl.federation import Federation
+from fl.local_training import LocalTraining
+from flows.presets import PRESETS
+from storage.datasets import DatasetConfig
+from storage.masks import MaskRules
+from storage.partitions import PartitionRule
+from storage.splits import SplitRule
+from storage.tokens import TokenRule
+from storage.windows import WindowRule
+
+SEEDED = ("dataset", "split", "partition", "federation")
+"""Parts that take the run's seed where they are given none of their own."""
+
+
+class ModelConfig(BaseModel):
+    """The base model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = "smollm2-135m-instruct"
+    """The embedded model, a Hugging Face id, or a local directory of safetensors."""
+    quantization: Literal["auto", "none", "int8", "nf4"] = "auto"
+    """Form of the base weights; auto: nf4 on a GPU (the paper's 4-bit), none on a CPU."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:<n>`."""
+
+
+class ScoringConfig(BaseModel):
+    """Which adapters are scored, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    ks: tuple[int, ...] = (1, 3, 5, 10)
+    """Values of K of the top-K accuracy; the paper's."""
+    rounds: Literal["all", "last"] | int = "all"
+    """Rounds whose adapters are scored: all, the last, or every n-th; the untouched model and the last always are."""
+    unaligned: bool = True
+    """Whether to compute the reference code's unaligned accuracy too."""
+
+
+class DetectionConfig(BaseModel):
+    """How scores become alarms."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    score: Literal["auto", "top_k", "unaligned", "mean_token", "max_token", "mean_message", "max_message"] = "auto"
+    """The score that decides; auto: the best on the validation split, max_token where there are no labels."""
+    k: int | None = None
+    """K of the top_k and unaligned scores; None: the best on the validation split."""
+    false_alarm_rate: float = Field(0.002, gt=0, lt=1)
+    """Share of normal windows that the label-free threshold may flag; it is the matching calibration quantile."""
+
+
+class RunConfig(BaseModel):
+    """One run: what is read, how it is cut, what is trained where, and how it is judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    preset: str = "paper"
+    """The named run whose values stand where none are given here."""
+    seed: int = Field(0, ge=0)
+    """Seed of every draw whose own part gives none."""
+    dataset: DatasetConfig = DatasetConfig()
+    """The log."""
+    window: WindowRule | None = None
+    """How lines are grouped; None: as the dataset's description says."""
+    mask: MaskRules | None = None
+    """What is blotted out of messages; None: as the dataset's description says."""
+    tokens: TokenRule = TokenRule()
+    """How windows become token sequences."""
+    split: SplitRule = SplitRule()
+    """Which windows are learned from and which are judged by."""
+    partition: PartitionRule = PartitionRule()
+    """How training windows are dealt to clients."""
+    model: ModelConfig = ModelConfig()
+    """The base model."""
+    tuning: Tuning = Tuning()
+    """What is trained and sent."""
+    training: LocalTraining = LocalTraining()
+    """What a client does in a round."""
+    federation: Federation = Federation()
+    """Who trains when, and how results are combined."""
+    scoring: ScoringConfig = ScoringConfig()
+    """Which adapters are scored, and how."""
+    detection: DetectionConfig = DetectionConfig()
+    """How scores become alarms."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:  # noqa: ANN401
+        """Put the preset beneath the values given, and the run's seed and clients into the parts without their own."""
+        if not isinstance(given, Mapping):
+            return given
+        preset = given.get("preset", "paper")
+        if preset not in PRESETS:
+            raise ValueError(f"there is no preset {preset!r}; presets are {', '.join(PRESETS)}")
+        values = _merged(PRESETS[preset], given)
+        for part in SEEDED:
+            if isinstance(values.setdefault(part, {}), dict):
+                values[part].setdefault("seed", values.get("seed", 0))
+        federation, partition = values["federation"], values["partition"]
+        if isinstance(federation, dict) and isinstance(partition, dict):
+            partition.setdefault("clients", federation.get("clients", Federation().clients))
+        return values
+
+    @model_validator(mode="after")
+    def _one_number_of_clients(self) -> Self:
+        if self.partition.clients != self.federation.clients:
+            raise ValueError(
+                f"federation.clients is {self.federation.clients} and partition.clients {self.partition.clients}; "
+                "give clients only once"
+            )
+        return self
+
+    def derived(self) -> dict[str, str]:
+        """Values that follow from others, each with its reason."""
+        drawn = self.federation.clients_per_round
+        found = {"clients a round": f"{drawn} (fraction {self.federation.fraction:g} of {self.federation.clients})"}
+        if self.tuning.kind == "lora" and self.tuning.alpha is None:
+            found["alpha"] = f"{self.tuning.scale_numerator} (twice the rank {self.tuning.rank})"
+        return found
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, part by part; both are left as they are."""
+    result = dict(under)
+    for key, value in over.items():
+        beneath = result.get(key)
+        if isinstance(value, Mapping):
+            result[key] = _merged(beneath if isinstance(beneath, Mapping) else {}, value)
+        else:
+            result[key] = value
+    return result
