@@ -8,7 +8,8 @@ import numpy as np
 
 from fl.baselines import distinct_windows, fit_all
 from fl.errors import ScoreError
-from fl.metrics_table import Columns, Row, Rows, Windows, anomaly_score, metric_rows
+from fl.metrics_table import Columns, Row, Rows, Windows, metric_rows
+from fl.scoring import anomaly_score
 from fl.thresholds import Detection, Flags, Floats, calibration_note, f1_difference, f1_interval, metrics_at
 
 DEFAULT_SCORE = "max_token"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl.errors import ScoreError
+from fl.scoring import anomaly_score
 from fl.thresholds import Ranking, balanced_sample, label_free_threshold, rank_counts
 
 Row = dict[str, Any]
@@ -72,16 +73,6 @@ def score_names(columns: Columns) -> list[tuple[str, int | None]]:
     names: list[tuple[str, int | None]] = [(name, None) for name in SURPRISES if name in columns]
     names += [("top_k", k) for k in ks]
     return names + [("unaligned", k) for k in ks if f"unaligned_{k}" in columns]
-
-
-def anomaly_score(columns: Columns, name: str, k: int | None) -> npt.NDArray[np.float64]:
-    """A score of each sequence, higher for more anomalous: a surprise as it is, an accuracy as 1 - accuracy."""
-    column = {"top_k": f"top_{k}", "unaligned": f"unaligned_{k}"}.get(name, name)
-    if column not in columns:
-        allowed = ", ".join(n if k is None else f"{n} with k={k}" for n, k in score_names(columns))
-        raise ScoreError(f"There is no score {name}{'' if k is None else f' with k={k}'}: choose one of {allowed}.")
-    values = np.asarray(columns[column], dtype=np.float64)
-    return 1.0 - values if column != name else values
 
 
 def metric_rows(windows: Windows, rounds: Mapping[int, Columns], false_alarm_rate: float, seed: int) -> list[Row]:

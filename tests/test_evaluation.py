@@ -9,7 +9,8 @@ from sklearn import metrics
 from fl.baselines import RULES, fit
 from fl.errors import ScoreError
 from fl.evaluation import Evaluation, choose_score, evaluate, most_anomalous
-from fl.metrics_table import Windows, anomaly_score, score_names
+from fl.metrics_table import Windows, score_names
+from fl.scoring import anomaly_score
 
 SPLITS = ("train", "calibration", "validation", "test")
 NORMAL = [(0, 1, 2), (0, 1, 1, 2), (0, 2, 1), (0, 1, 2, 2)]
@@ -196,13 +197,10 @@ def test_the_score_is_chosen_by_validation_and_a_named_one_is_kept(evaluation: E
     assert choose_score([], "auto")[:2] == ("max_token", None)
 
 
-def test_accuracies_turn_into_anomaly_scores() -> None:
-    columns = _columns(0.0)
-    assert anomaly_score(columns, "top_k", 3) == pytest.approx(1 - columns["top_3"])
-    assert anomaly_score(columns, "mean_token", None) == pytest.approx(columns["mean_token"])
-    assert score_names(columns)[0] == ("max_token", None)
-    with pytest.raises(ScoreError, match="no score top_k with k=7: choose one of max_token"):
-        anomaly_score(columns, "top_k", 7)
+def test_the_score_names_are_those_of_the_columns_with_the_default_first() -> None:
+    names = score_names(_columns(0.0))
+    assert names[0] == ("max_token", None)
+    assert names[3:] == [("top_k", 1), ("top_k", 3), ("unaligned", 1), ("unaligned", 3)]
 
 
 def test_missing_scores_are_one_clear_error() -> None:
