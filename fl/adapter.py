@@ -80,7 +80,8 @@ def _attach_lora(base: Any, tuning: Tuning, seed: int) -> torch.nn.Module:  # no
         except ValueError as error:
             raise ModelError(f"Adapters cannot be attached to {', '.join(tuning.targets)}: {error}") from error
     adapted.eval()
-    base.attached_adapter = adapted
+    # Past torch's own attribute setting, which would make the adapter a submodule of its own base.
+    object.__setattr__(base, "attached_adapter", adapted)
     return adapted
 
 

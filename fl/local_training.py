@@ -1,0 +1,254 @@
+"""One client's work in a round: a few optimizer steps on batches of its windows, each batch as a prefix tree."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.errors import DeviceError, LearningError
+from fl.model import LoadedModel
+from fl.prefix_tree import Pack, build_tree, cut_packs
+from fl.tree_attention import hidden_states, output_head, tree_attention
+
+Tell = Callable[[float, float | None, str], None]
+_LOGIT_ROWS = 256
+"""Rows of logits at a time: memory must not grow with tokens times vocabulary."""
+_BYTES_PER_STATE = 70
+"""Memory in flight for a token, layer and hidden unit in float32 (measured: 1.2 MB a token for 30 x 576)."""
+_CPU_BUDGET_MB = 2500
+_CUDA_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What a client does in one round."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    steps: int = 10
+    """Optimizer steps a round (the paper's 10 iterations)."""
+    batch_size: int = 32
+    """Windows a step (paper, section 4.1)."""
+    learning_rate_max: float = 1e-3
+    """Rate of the first round (paper: cosine from 1e-3 to 1e-5 over the rounds, constant within one)."""
+    learning_rate_min: float = 1e-5
+    """Rate that the last round approaches."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """`adamw8bit` keeps its state in 8 bits (bitsandbytes), as the reference code does. Fresh state each round."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm (Hugging Face Trainer's default)."""
+    proximal: float = 0.0
+    """FedProx: weight mu of 0.5 mu |w - w_round|^2 in the loss (arXiv 1812.06127); 0 for FedAvg."""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping them: less memory, more time."""
+    memory_budget_mb: int | None = None
+    """MB for tokens in flight; batches are cut into micro-batches (packs) that fit. None: by device."""
+    share_prefixes: bool = True
+    """Compute each distinct prefix token of a batch once; gradients are equal. With dropout, windows with a common
+    prefix share its mask."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError("steps and batch_size must be at least 1")
+        if not 0 <= self.learning_rate_min <= self.learning_rate_max:
+            raise ValueError("learning rates must satisfy 0 <= learning_rate_min <= learning_rate_max")
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a client tells of its round."""
+
+    steps: int
+    examples: int
+    """Windows in its share: the weight n_i of eq. 1."""
+    tokens: int
+    """Tokens predicted, as without sharing; padding does not exist."""
+    computed_tokens: int
+    """Tokens that went through the model."""
+    loss: float
+    """Mean negative log-likelihood of a token over the round's steps, nats."""
+    seconds: float
+    peak_memory_mb: float
+
+
+def cosine_rate(round_number: int, rounds: int, maximum: float, minimum: float) -> float:
+    """The learning rate of round `round_number` (from 1): min + (max - min)(1 + cos(pi t / T)) / 2 with t from 0."""
+    return minimum + 0.5 * (maximum - minimum) * (1 + math.cos(math.pi * (round_number - 1) / rounds))
+
+
+def draw_batches(windows: int, config: LocalTraining, seed: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    """Indices of the windows of each step: shuffled, without repetition until all had their turn.
+
+    `seed` is (run's seed, round, partition): the same for a retry, different for each client and round.
+    """
+    generator = np.random.default_rng(seed)
+    waiting = np.empty(0, np.int64)
+    for _ in range(config.steps):
+        while len(waiting) < min(config.batch_size, windows):
+            waiting = np.concatenate([waiting, generator.permutation(windows)])
+        yield waiting[: config.batch_size]
+        waiting = waiting[config.batch_size :]
+
+
+def train_locally(
+    model: Any,  # noqa: ANN401 (any transformers or PEFT causal model)
+    loaded: LoadedModel,
+    token_ids: Sequence[np.ndarray],
+    config: LocalTraining,
+    learning_rate: float,
+    seed: tuple[int, int, int],
+    progress: Tell | None = None,
+) -> LocalResult:
+    """Train the model's trainable weights in place on a client's windows (token ids without end token).
+
+    On a CPU with a fixed number of threads the outcome depends on nothing but the arguments. Raises LearningError
+    when the loss is no longer finite.
+    """
+    started = time.perf_counter()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    anchor = [parameter.detach().clone() for parameter in trained] if config.proximal else []
+    optimizer = _optimizer(trained, config, learning_rate, loaded.device)
+    budget = token_budget(loaded, config)
+    torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    losses, tokens, computed = 0.0, 0, 0
+    model.train()
+    _set_checkpointing(model, config.gradient_checkpointing)
+    try:
+        for step, batch in enumerate(draw_batches(len(token_ids), config, seed), start=1):
+            windows = [token_ids[index] for index in batch]
+            loss, predicted, passed = accumulate_gradients(model, loaded, windows, budget, share=config.share_prefixes)
+            if not math.isfinite(loss):
+                raise LearningError(f"The loss is no longer finite at step {step}; lower learning_rate_max.")
+            for parameter, start in zip(trained, anchor, strict=False):
+                parameter.grad.add_(parameter.detach() - start, alpha=config.proximal)  # type: ignore[union-attr]
+            torch.nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses, tokens, computed = losses + loss * predicted, tokens + predicted, computed + passed
+            if progress:
+                progress(step, config.steps, f"steps, loss {loss:.3f}")
+    finally:
+        model.eval()
+        _set_checkpointing(model, False)
+    seconds = time.perf_counter() - started
+    return LocalResult(
+        config.steps, len(token_ids), tokens, computed, losses / tokens, seconds, peak_memory_mb(loaded.device)
+    )
+
+
+def accumulate_gradients(
+    model: Any,  # noqa: ANN401
+    loaded: LoadedModel,
+    windows: Sequence[np.ndarray],
+    budget: int,
+    *,
+    share: bool = True,
+) -> tuple[float, int, int]:
+    """Add the gradients of the batch's mean token loss; gives that loss, the tokens predicted and the tokens computed.
+
+    The mean is over all tokens of all windows but their first, end tokens included: what a padded batch with masked
+    labels gives. Packs are micro-batches; their gradients add up to the batch's whatever the budget.
+    """
+    tree = build_tree(windows, loaded.end_token_id, share=share)
+    predicted = sum(len(path) - 1 for path in tree.paths)
+    loss, computed = 0.0, 0
+    with tree_attention(model):
+        for pack in cut_packs(tree, budget):
+            loss += _backward(model, pack, predicted)
+            computed += len(pack.token_ids)
+    return loss, predicted, computed
+
+
+def _backward(model: Any, pack: Pack, predicted: int) -> float:  # noqa: ANN401
+    """Backward pass of one pack: through the logits slice by slice into the hidden states, then through the model."""
+    hidden = hidden_states(model, pack)
+    head = output_head(model)
+    ends = hidden.detach().requires_grad_()
+    # Through a whole tied head (full fine-tuning) the weight gathers its gradient slice by slice as well.
+    order = np.argsort(pack.edge_source, kind="stable")
+    sources, first = np.unique(pack.edge_source[order], return_index=True)
+    bounds = np.append(first, len(order))
+    loss = 0.0
+    for begin in range(0, len(sources), _LOGIT_ROWS):
+        end = min(begin + _LOGIT_ROWS, len(sources))
+        edges = order[bounds[begin] : bounds[end]]
+        rows = np.repeat(np.arange(end - begin), np.diff(bounds[begin : end + 1]))
+        part = _weighted_loss(
+            head(ends[_on(hidden, sources[begin:end])]),
+            _on(hidden, rows),
+            _on(hidden, pack.edge_target[edges]),
+            _on(hidden, pack.edge_weights[edges] / predicted).float(),
+        )
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += float(part.detach())
+    if ends.grad is not None:
+        hidden.backward(ends.grad)
+    return loss
+
+
+def _weighted_loss(logits: Tensor, rows: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    logits = logits.float()
+    surprise = torch.logsumexp(logits, dim=-1)[rows] - logits[rows, targets]
+    return (surprise * weights).sum()
+
+
+def _on(like: Tensor, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+
+
+def token_budget(loaded: LoadedModel, config: LocalTraining) -> int:
+    """How many tokens are in flight at once: the memory budget over what a token of this model needs.
+
+    It follows from the configuration and the device's total memory, never from what is free at the moment: another
+    cut would add up in another order and change the last bits.
+    """
+    shape = loaded.model.config
+    per_token = _BYTES_PER_STATE * shape.num_hidden_layers * shape.hidden_size
+    if loaded.dtype != "float32":
+        per_token //= 2
+    if config.gradient_checkpointing:
+        per_token //= 8
+    budget = config.memory_budget_mb
+    if budget is None and loaded.device.startswith("cuda"):
+        budget = int(torch.cuda.get_device_properties(loaded.device).total_memory * _CUDA_SHARE / 1e6)
+    return max(64, int((budget or _CPU_BUDGET_MB) * 1e6 / per_token))
+
+
+def _optimizer(
+    parameters: list[torch.nn.Parameter], config: LocalTraining, learning_rate: float, device: str
+) -> torch.optim.Optimizer:
+    if not parameters:
+        raise LearningError("Nothing to train: with tuning.kind=none there are no rounds.")
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=config.weight_decay)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise DeviceError("optimizer=adamw8bit needs bitsandbytes, which is not installed; use adamw.") from error
+    try:
+        return AdamW8bit(parameters, lr=learning_rate, weight_decay=config.weight_decay)
+    except (RuntimeError, NotImplementedError) as error:
+        raise DeviceError(f"optimizer=adamw8bit does not run on {device}: {error}; use adamw.") from error
+
+
+def _set_checkpointing(model: Any, on: bool) -> None:  # noqa: ANN401
+    if on:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif getattr(model, "is_activation_checkpointing", False):
+        model.gradient_checkpointing_disable()
+
+
+def peak_memory_mb(device: str) -> float:
+    """The most memory so far, MB: allocated on a CUDA device, resident for this process on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,0 +1,183 @@
+"""How badly a model predicts each window: rank and log-probability of every true token, and the scores made of them.
+
+One forward pass over each distinct prefix gives everything: no top-k over the vocabulary for each K (the reference
+code makes four a window). The last token asked for is the end token, so a window that stops too early is visible.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl.errors import ScoreError
+from fl.model import LoadedModel
+from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs
+from fl.tree_attention import hidden_states, output_head, tree_attention
+
+Tell = Callable[[float, float | None, str], None]
+KS = (1, 3, 5, 10)
+SURPRISE_SCORES = ("mean_token", "max_token", "mean_message", "max_message")
+SCORE_NAMES = ("top_k", "unaligned", *SURPRISE_SCORES)
+TOKEN_BUDGET = 2048
+"""Tokens in a pack; without gradients about 0.1 MB each for the 135M model."""
+_LOGIT_ROWS = 256
+"""Rows of logits at a time: memory must not grow with tokens times vocabulary."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """For each window: the tokens asked for (its tokens 1..n-1, then the end token) and how they were predicted."""
+
+    ranks: list[np.ndarray]
+    """0 for the most probable token; ties count for the true token."""
+    log_probabilities: list[np.ndarray]
+    """Natural logarithms."""
+    predicted: list[np.ndarray]
+    """The most probable tokens at each position, best first, shape (n, largest K)."""
+    computed_tokens: int
+    """Tokens that went through the model."""
+
+
+def score_tokens(
+    model: Any,  # noqa: ANN401 (any transformers or PEFT causal model)
+    loaded: LoadedModel,
+    token_ids: Sequence[np.ndarray],
+    top: int = max(KS),
+    token_budget: int = TOKEN_BUDGET,
+    progress: Tell | None = None,
+    *,
+    share: bool = True,
+) -> TokenScores:
+    """Rank, log-probability and best `top` predictions for every token of every window but the first.
+
+    `token_ids` has one array of token ids a window, end token not included. Equal windows are computed once.
+    """
+    tree = build_tree(token_ids, loaded.end_token_id, share=share)
+    size = len(tree.tokens)
+    ranks, logs = np.zeros(size, np.int32), np.zeros(size, np.float32)
+    predicted = np.zeros((size, top), np.int32)
+    computed, done = 0, 0
+    model.eval()
+    with torch.inference_mode(), tree_attention(model):
+        for pack in cut_packs(tree, token_budget):
+            for edges, rank, log, best in _score_pack(model, pack, top):
+                ranks[edges], logs[edges], predicted[edges] = rank, log, best
+            computed += len(pack.token_ids)
+            done += len(pack.edges)
+            if progress:
+                progress(done, size - int((tree.depths == 0).sum()), "distinct tokens scored")
+    return _by_window(tree, ranks, logs, predicted, computed)
+
+
+def _by_window(
+    tree: PrefixTree, ranks: np.ndarray, logs: np.ndarray, predicted: np.ndarray, computed: int
+) -> TokenScores:
+    edges = [path[1:] for path in tree.paths]
+    return TokenScores(
+        [ranks[path] for path in edges], [logs[path] for path in edges], [predicted[path] for path in edges], computed
+    )
+
+
+def _score_pack(
+    model: Any,  # noqa: ANN401
+    pack: Pack,
+    top: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Edges of a pack with rank, log-probability and best predictions, a slice of logits at a time."""
+    hidden = hidden_states(model, pack)
+    head = output_head(model)
+    order = np.argsort(pack.edge_source, kind="stable")
+    sources, first = np.unique(pack.edge_source[order], return_index=True)
+    bounds = np.append(first, len(order))
+    for begin in range(0, len(sources), _LOGIT_ROWS):
+        end = min(begin + _LOGIT_ROWS, len(sources))
+        edges = order[bounds[begin] : bounds[end]]
+        rows = torch.from_numpy(np.repeat(np.arange(end - begin), np.diff(bounds[begin : end + 1]))).to(hidden.device)
+        target = torch.from_numpy(pack.edge_target[edges]).to(hidden.device)
+        logits = head(hidden[torch.from_numpy(sources[begin:end]).to(hidden.device)]).float()
+        true = logits[rows, target]
+        # A comparison per edge, not per row: tokens that leave the same prefix have ranks of their own.
+        rank = torch.stack([(logits[row] > value).sum() for row, value in zip(rows.tolist(), true, strict=True)])
+        log = true - torch.logsumexp(logits, dim=-1)[rows]
+        best = logits.topk(top, dim=-1).indices[rows]
+        yield pack.edges[edges], rank.cpu().numpy(), log.cpu().numpy(), best.cpu().numpy()
+
+
+def score_sequences(
+    model: Any,  # noqa: ANN401
+    loaded: LoadedModel,
+    token_ids: Sequence[np.ndarray],
+    message_starts: Sequence[np.ndarray],
+    ks: Sequence[int] = KS,
+    token_budget: int = TOKEN_BUDGET,
+    progress: Tell | None = None,
+    *,
+    share: bool = True,
+) -> dict[str, np.ndarray]:
+    """One row a window, as columns:
+
+    - `top_K`: share of tokens whose true token is among the K most probable (paper, section 3.5), end token included;
+    - `unaligned_K`: the reference code's variant: share of the window's tokens that occur among the K best predictions
+      of any position of the window;
+    - `mean_token`, `max_token`: surprise (negative log-likelihood, nats) of a token, end token counted;
+    - `mean_message`, `max_message`: surprise of a whole message (the sum over its tokens; the end counts as a message);
+    - `loss_sum`, `loss_tokens`: summed surprise and its number of tokens, for losses over many windows.
+    """
+    started = time.perf_counter()
+    tokens = score_tokens(model, loaded, token_ids, max(ks), token_budget, progress, share=share)
+    columns = _columns(token_ids, message_starts, tokens, ks)
+    columns["computed_tokens"] = np.full(len(token_ids), tokens.computed_tokens / max(1, len(token_ids)))
+    columns["seconds"] = np.full(len(token_ids), (time.perf_counter() - started) / max(1, len(token_ids)))
+    return columns
+
+
+def _columns(
+    token_ids: Sequence[np.ndarray], message_starts: Sequence[np.ndarray], tokens: TokenScores, ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    rows: list[dict[str, float]] = []
+    for ids, starts, ranks, logs, predicted in zip(
+        token_ids, message_starts, tokens.ranks, tokens.log_probabilities, tokens.predicted, strict=True
+    ):
+        surprise = -logs.astype(np.float64)
+        by_message = message_surprise(surprise, starts)
+        row = {f"top_{k}": float((ranks < k).mean()) for k in ks}
+        # The reference code asks the model with the bare text, so its predictions are those before the end token and
+        # the one after the last token; the one for the first token does not exist.
+        row |= {f"unaligned_{k}": float(np.isin(ids, predicted[:, :k]).mean()) for k in ks}
+        row |= {
+            "mean_token": float(surprise.mean()),
+            "max_token": float(surprise.max()),
+            "mean_message": float(by_message.mean()),
+            "max_message": float(by_message.max()),
+            "loss_sum": float(surprise.sum()),
+            "loss_tokens": float(len(surprise)),
+        }
+        rows.append(row)
+    names = rows[0] if rows else {}
+    return {name: np.array([row[name] for row in rows]) for name in names}
+
+
+def message_surprise(surprise: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The summed surprise of each message of a window, and last that of its end.
+
+    `surprise[j]` is that of token j + 1; `starts` are the offsets of the messages' first own tokens. The separator
+    after a message counts to that message.
+    """
+    bounds = np.maximum(np.asarray(starts, np.int64) - 1, 0)
+    bounds[0] = 0
+    return np.add.reduceat(surprise, np.append(bounds, len(surprise) - 1))
+
+
+def anomaly_score(columns: Mapping[str, np.ndarray], name: str, k: int | None = None) -> np.ndarray:
+    """A score that is higher the more anomalous a window is: a surprise as it is, an accuracy as 1 - accuracy.
+
+    Raises ScoreError for a name or K that the columns do not have.
+    """
+    column = {"top_k": f"top_{k}", "unaligned": f"unaligned_{k}"}.get(name, name)
+    if column not in columns or name not in SCORE_NAMES:
+        raise ScoreError(f"No score {name!r} with k={k}; scores are {', '.join(SCORE_NAMES)}.")
+    values = np.asarray(columns[column], np.float64)
+    return values if name in SURPRISE_SCORES else 1.0 - values
