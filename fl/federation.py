@@ -96,6 +96,10 @@ class Federation:
                 f"federation: strategy {self.strategy} has no option {_listed(unknown)}; "
                 f"it takes {_listed(STRATEGY_OPTIONS[self.strategy]) or 'none'}."
             )
+        if self.strategy == "fedprox" and not self.strategy_options.get("proximal_mu", 0.0) > 0:
+            raise FederationError(
+                "federation: strategy fedprox needs strategy_options.proximal_mu above 0, such as 0.01."
+            )
         if self.min_replies is not None and not 1 <= self.min_replies <= self.clients_per_round:
             raise FederationError(
                 f"federation: min_replies is {self.min_replies}; give a value from 1 to {self.clients_per_round}, "
@@ -111,6 +115,11 @@ class Federation:
     def replies_needed(self) -> int:
         """How many replies a round needs."""
         return self.clients_per_round if self.min_replies is None else self.min_replies
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """What the strategy changes in the clients' training, under LocalTraining's names."""
+        return {"proximal": self.strategy_options["proximal_mu"]} if self.strategy == "fedprox" else {}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -133,7 +142,7 @@ class TrainingJob:
     model_folder: Path
     """The base model: a local directory of safetensors."""
     shares_folder: Path
-    """One Parquet file of token ids a client: `share-<partition, 5 digits>.parquet`."""
+    """The partition stage's folder: `shares/share-<partition, 5 digits>.parquet` below it, one row a window."""
     tuning: "Tuning"
     training: "LocalTraining"
     federation: Federation
@@ -189,4 +198,5 @@ def load_job(run_folder: Path) -> TrainingJob:
 
 def tuning_from(facts: dict[str, Any], kind: "type[Tuning]") -> "Tuning":
     """The tuning that JSON facts describe (JSON has no tuples)."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+    return kind(**values)

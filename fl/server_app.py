@@ -1,0 +1,266 @@
+"""The server: draws clients, checks and combines their replies, and commits each round before the next begins."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fl.adapter import adapter_hash
+from fl.errors import BadReply, FederationError, LostClients
+from fl.federation import TrainingJob, draw_clients, load_job
+from fl.local_training import cosine_rate
+from fl.strategies import Arrays, Reply, aggregate
+from storage.adapters import CommittedRound, commit_round, committed_rounds, discard_unfinished
+from storage.events import append_event
+
+app = ServerApp()
+
+_JOIN_SECONDS = 300.0
+"""How long to wait until every client's node is there."""
+_NUMBERS = ("tokens", "computed_tokens", "steps", "seconds", "peak_memory_mb")
+"""What a reply tells beside its examples and loss."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the job of the run folder named by the run's configuration, else by ATALAIA_RUN_FOLDER."""
+    folder = context.run_config.get("run-folder") or os.environ.get("ATALAIA_RUN_FOLDER")
+    if not folder:
+        raise FederationError("The server has no run folder; give run-folder in the run's configuration.")
+    train_federation(grid, load_job(Path(str(folder))))
+
+
+def train_federation(grid: Grid, job: TrainingJob) -> None:
+    """Train the rounds that are not committed yet; each is on disk before the next begins."""
+    discard_unfinished(job.run_folder)
+    rounds = committed_rounds(job.run_folder)
+    check_same_job(job, rounds)
+    federation = job.federation
+    append_event(job.run_folder, "started", rounds=federation.rounds, committed=max(0, len(rounds) - 1))
+    nodes, examples = find_clients(grid, federation.clients)
+    last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0])
+    while last.number < federation.rounds:
+        last = train_round(grid, job, last, nodes, examples)
+    append_event(job.run_folder, "finished", rounds=last.number)
+
+
+def check_same_job(job: TrainingJob, rounds: list[CommittedRound]) -> None:
+    """Raise FederationError when the committed rounds come from another configuration."""
+    if rounds and rounds[-1].facts.get("job") != job.fingerprint():
+        raise FederationError(
+            f"{job.run_folder} holds rounds of another configuration; start a new run, or remove its rounds folder."
+        )
+
+
+def find_clients(grid: Grid, clients: int) -> tuple[dict[int, int], dict[int, int]]:
+    """The node and the number of windows of each partition; raises FederationError unless each is there once."""
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while len(node_ids := list(grid.get_node_ids())) < clients:
+        if time.monotonic() > deadline:
+            raise LostClients(f"Only {len(node_ids)} of {clients} clients have joined; start the missing ones.")
+        time.sleep(0.2)
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="query.partition") for node in node_ids]
+    nodes: dict[int, int] = {}
+    examples: dict[int, int] = {}
+    for message in grid.send_and_receive(messages, timeout=_JOIN_SECONDS):
+        if message.has_error():
+            raise LostClients(f"A client cannot take part: {_reason(message)}")
+        metrics = message.content["metrics"]
+        nodes[int(metrics["partition"])] = message.metadata.src_node_id
+        examples[int(metrics["partition"])] = int(metrics["examples"])
+    if sorted(nodes) != list(range(clients)):
+        raise LostClients(f"{len(nodes)} of {clients} partitions answered; start one client for each of them.")
+    return nodes, examples
+
+
+def commit_first_adapter(grid: Grid, job: TrainingJob, node: int) -> CommittedRound:
+    """Commit the untrained adapter, as one client makes it from model, tuning and seed, as round 0."""
+    content = RecordDict({"config": _config(job, 0, 0.0)})
+    [reply] = grid.send_and_receive([Message(content, dst_node_id=node, message_type="query.adapter")])
+    if reply.has_error():
+        raise LostClients(f"No first adapter: {_reason(reply)}")
+    arrays = {name: array.numpy() for name, array in sorted(reply.content["arrays"].items())}
+    return commit_untouched(job, arrays)
+
+
+def commit_untouched(job: TrainingJob, arrays: Arrays) -> CommittedRound:
+    """Commit round 0: the model before any training."""
+    digest = adapter_hash(arrays)
+    summary = {"round": 0, "clients": 0, "seconds": 0.0, "bytes_down": 0, "bytes_up": 0, "adapter_hash": digest}
+    return commit_round(job.run_folder, 0, arrays, digest, [], summary, facts={"job": job.fingerprint()})
+
+
+def train_round(
+    grid: Grid, job: TrainingJob, last: CommittedRound, nodes: Mapping[int, int], examples: Mapping[int, int]
+) -> CommittedRound:
+    """Train and commit the round after `last`."""
+    federation, training, number = job.federation, job.training, last.number + 1
+    started = time.monotonic()
+    rate = cosine_rate(number, federation.rounds, training.learning_rate_max, training.learning_rate_min)
+    drawn = draw_clients(federation, number)
+    append_event(job.run_folder, "round", round=number, clients=drawn, learning_rate=rate)
+    current = last.arrays()
+    sent = ArrayRecord({name: Array(array) for name, array in sorted(current.items())})
+    content = RecordDict({"arrays": sent, "config": _config(job, number, rate)})
+    messages = [Message(content, dst_node_id=nodes[partition], message_type="train") for partition in drawn]
+    received = grid.send_and_receive(messages, timeout=federation.round_timeout)
+    partitions = {nodes[partition]: partition for partition in drawn}
+    replies = check_replies(received, partitions, current, examples, number, federation.replies_needed)
+    arrays, state = aggregate(federation, number, current, replies, last.state(), rate)
+    clients = [_client_row(reply, number, sent.count_bytes(), rate) for reply in replies]
+    summary = _round_row(number, replies, clients, rate, adapter_hash(arrays)) | {"seconds": time.monotonic() - started}
+    committed = commit_round(
+        job.run_folder,
+        number,
+        arrays,
+        summary["adapter_hash"],
+        clients,
+        summary,
+        state=state,
+        facts={"job": job.fingerprint(), "drawn": drawn},
+    )
+    append_event(job.run_folder, "committed", **{**summary, "of": federation.rounds})
+    return committed
+
+
+def _config(job: TrainingJob, number: int, rate: float) -> ConfigRecord:
+    """What a client must know to train: no data, and no path of anybody's machine."""
+    training = replace(job.training, **job.federation.client_options)
+    return ConfigRecord(
+        {
+            "round": number,
+            "learning-rate": rate,
+            "seed": job.federation.seed,
+            "quantization": job.quantization,
+            "tuning": json.dumps(asdict(job.tuning)),
+            "training": json.dumps(asdict(training)),
+        }
+    )
+
+
+def check_replies(
+    messages: Iterable[Message],
+    partitions: Mapping[int, int],
+    current: Mapping[str, np.ndarray],
+    examples: Mapping[int, int],
+    round_number: int,
+    needed: int,
+) -> list[Reply]:
+    """The replies of a round in the order of their partitions.
+
+    `partitions` tells which partition each node asked holds, `examples` how many windows each partition announced.
+    Raises LostClients for fewer replies than `needed`, and BadReply for one that does not fit the adapter sent (names,
+    shapes, types), holds NaN or infinity, or tells numbers that cannot be.
+    """
+    replies: dict[int, Reply] = {}
+    lost: dict[int, str] = dict.fromkeys(partitions, "no reply in time")
+    for message in messages:
+        node = message.metadata.src_node_id
+        if message.has_error():
+            lost[node] = _reason(message)
+            continue
+        lost.pop(node, None)
+        if node not in partitions or partitions[node] in replies:
+            raise BadReply(
+                f"Round {round_number}: a reply came that was not asked for; nothing was kept of this round."
+            )
+        partition = partitions[node]
+        fault = _fault(message.content, partition, current, examples[partition])
+        if fault:
+            raise BadReply(
+                f"Round {round_number}: the reply of client {partition} {fault}; mend the client and run again."
+            )
+        replies[partition] = _reply(message.content, partition)
+    if len(replies) < needed:
+        node, reason = min(lost.items(), key=lambda item: partitions.get(item[0], -1))
+        raise LostClients(
+            f"Round {round_number}: {len(replies)} of {len(partitions)} clients replied, {needed} are needed; "
+            f"client {partitions.get(node)}: {reason} Run again to go on after round {round_number - 1}."
+        )
+    return [replies[partition] for partition in sorted(replies)]
+
+
+def _fault(content: RecordDict, partition: int, current: Mapping[str, np.ndarray], examples: int) -> str | None:
+    """What is wrong with a reply, or None."""
+    if list(content.array_records) != ["arrays"] or list(content.metric_records) != ["metrics"]:
+        return "has not exactly one record of arrays and one of metrics"
+    arrays, metrics = content["arrays"], content["metrics"]
+    if differing := sorted(set(arrays) ^ set(current)):
+        return f"has other array names than were sent ({len(differing)} differ, first {differing[0]!r})"
+    for name, sent in current.items():
+        if tuple(arrays[name].shape) != sent.shape or arrays[name].dtype != str(sent.dtype):
+            return f"has {name} as {arrays[name].dtype}{tuple(arrays[name].shape)}, not {sent.dtype}{sent.shape}"
+        try:
+            array = arrays[name].numpy()
+        except Exception:
+            return f"has {name} in a form that cannot be read"
+        if array.shape != sent.shape or array.dtype != sent.dtype or not np.isfinite(array).all():
+            return f"has NaN, infinity or other contents than stated in {name}"
+    return _wrong_number(metrics, partition, examples)
+
+
+def _wrong_number(metrics: Mapping[str, Any], partition: int, examples: int) -> str | None:
+    for name in ("partition", "examples", "loss", *_NUMBERS):
+        value = metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            return f"tells no usable {name} ({value!r:.40})"
+    if metrics["partition"] != partition:
+        return f"says that it comes from client {metrics['partition']}"
+    if metrics["examples"] != examples:
+        return f"counts {metrics['examples']} examples where {examples} were announced"
+    return None
+
+
+def _reply(content: RecordDict, partition: int) -> Reply:
+    arrays, metrics = content["arrays"], content["metrics"]
+    return Reply(
+        partition=partition,
+        arrays={name: arrays[name].numpy() for name in sorted(arrays)},
+        examples=int(metrics["examples"]),
+        loss=float(metrics["loss"]),
+        metrics={name: metrics[name] for name in _NUMBERS},
+        bytes_up=arrays.count_bytes(),
+    )
+
+
+def _reason(message: Message) -> str:
+    """A client's failure in one line, without the names of the classes that carried it."""
+    text = " ".join((message.error.reason or "unknown").split())
+    text = text.partition(":<'")[2].removesuffix("'>") or text
+    return text if len(text) < 300 else f"{text[:300]}..."
+
+
+def _client_row(reply: Reply, number: int, bytes_down: int, rate: float) -> dict[str, Any]:
+    return {
+        "round": number,
+        "partition": reply.partition,
+        "examples": reply.examples,
+        "loss": reply.loss,
+        "bytes_down": bytes_down,
+        "bytes_up": reply.bytes_up,
+        "learning_rate": rate,
+        **reply.metrics,
+    }
+
+
+def _round_row(
+    number: int, replies: list[Reply], clients: list[dict[str, Any]], rate: float, digest: str
+) -> dict[str, Any]:
+    examples = sum(reply.examples for reply in replies)
+    return {
+        "round": number,
+        "clients": len(replies),
+        "loss": sum(reply.loss * reply.examples for reply in replies) / examples,
+        "learning_rate": rate,
+        "bytes_down": sum(row["bytes_down"] for row in clients),
+        "bytes_up": sum(row["bytes_up"] for row in clients),
+        "adapter_hash": digest,
+    }

@@ -1,0 +1,196 @@
+"""The training job on one machine: `python -m fl.simulation RUN_FOLDER` runs server and clients in Flower's simulation.
+
+A child process of whoever wants the training: its crash takes nobody along. Ends with status 0 only when every round is
+committed; otherwise `error.json` in the run's folder and one line on standard error say why.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl.errors import FederationError, LearningError
+from fl.federation import TrainingJob, load_job
+from storage.adapters import committed_rounds
+from storage.errors import DataError
+from storage.events import append_event
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
+ERROR = "error.json"
+LOG = "simulation.log"
+
+_OBJECT_STORE_BYTES = 128 << 20
+"""Ray's shared memory: an adapter on its way is a few megabytes; what does not fit is spilled to disk."""
+_LONGEST_SOCKET_FOLDER = 40
+"""Ray's sockets lie below its folder, and a socket's path holds 107 characters at most."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job of a run folder; the exit status: 0 done, 2 an error that is explained, 1 any other."""
+    folder = Path(arguments[0]).resolve() if len(arguments) == 1 else None
+    if folder is None:
+        print("Usage: python -m fl.simulation RUN_FOLDER", file=sys.stderr)
+        return 2
+    try:
+        with _only_job(folder):
+            return _run_and_tell(folder)
+    except FederationError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _run_and_tell(folder: Path) -> int:
+    (folder / ERROR).unlink(missing_ok=True)
+    try:
+        run_job(load_job(folder))
+        return 0
+    except (LearningError, DataError) as error:
+        return _told(folder, error, 2)
+    except BaseException as error:
+        logging.getLogger("flwr").exception("The job failed.")
+        return _told(folder, error, 1)
+
+
+def run_job(job: TrainingJob, client_app: "ClientApp | None" = None) -> None:
+    """Train until every round is committed; `client_app` takes the place of the usual one.
+
+    Raises what the server raised, or FederationError when it stopped without a reason.
+    """
+    if job.tuning.kind == "none":
+        _commit_untouched(job)
+        return
+    if len(committed_rounds(job.run_folder)) > job.federation.rounds:
+        from fl.server_app import check_same_job
+
+        check_same_job(job, committed_rounds(job.run_folder))
+        append_event(job.run_folder, "finished", rounds=job.federation.rounds)
+        return
+    _prepare_environment(job)
+    _run_in_simulation(job, client_app)
+    done = len(committed_rounds(job.run_folder)) - 1
+    if done < job.federation.rounds:
+        raise FederationError(f"The job stopped after {max(done, 0)} of {job.federation.rounds} rounds; run it again.")
+
+
+def _commit_untouched(job: TrainingJob) -> None:
+    from fl.server_app import commit_untouched
+
+    commit_untouched(job, {})
+    append_event(job.run_folder, "finished", rounds=0)
+
+
+def _prepare_environment(job: TrainingJob) -> None:
+    """Set what Flower, Ray and the clients read from the environment, some of it only when they are imported."""
+    os.environ.update(
+        ATALAIA_RUN_FOLDER=str(job.run_folder),
+        ATALAIA_SHARES_FOLDER=str(job.shares_folder.resolve()),
+        ATALAIA_MODEL_FOLDER=str(job.model_folder.resolve()),
+        ATALAIA_DEVICE=job.device,
+        ATALAIA_THREADS=str(job.threads),
+        OMP_NUM_THREADS=str(job.threads),
+        FLWR_TELEMETRY_ENABLED="0",
+        RAY_USAGE_STATS_ENABLED="0",
+        # Clients ask Ray for no GPU, so that its fractions need no tuning; without this it would hide the GPUs.
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+        DISABLE_MLFLOW_INTEGRATION="TRUE",
+    )
+
+
+def _run_in_simulation(job: TrainingJob, client_app: "ClientApp | None") -> None:
+    from flwr.simulation import run_simulation
+
+    from fl import client_app as usual_client
+    from fl.server_app import app
+
+    _log_to_file(job.run_folder / LOG)
+    with _ray_folder() as folder:
+        run_simulation(
+            server_app=app,
+            client_app=client_app or usual_client.app,
+            num_supernodes=job.federation.clients,
+            backend_config={"init_args": _ray_arguments(job, folder), "client_resources": {"num_cpus": 1}},
+        )
+
+
+def _ray_arguments(job: TrainingJob, folder: str) -> Any:  # noqa: ANN401 (Flower's own type is narrower than Ray's)
+    """A Ray of our own: one CPU slot a client that may train at the same time, little shared memory, no pages."""
+    return {
+        "address": "local",
+        "num_cpus": job.concurrent_clients,
+        "object_store_memory": max(_OBJECT_STORE_BYTES, 3 * job.concurrent_clients * _message_bytes(job)),
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.CRITICAL,
+        "_temp_dir": folder,
+    }
+
+
+def _message_bytes(job: TrainingJob) -> int:
+    """About how large a message is: full fine-tuning sends all weights, adapters are small."""
+    if job.tuning.kind != "full":
+        return 0
+    return sum(path.stat().st_size for path in job.model_folder.glob("*.safetensors"))
+
+
+@contextmanager
+def _ray_folder() -> Iterator[str]:
+    usual = tempfile.gettempdir()
+    parent = usual if len(usual) <= _LONGEST_SOCKET_FOLDER else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="atalaia-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _log_to_file(path: Path) -> None:
+    """Flower's and the job's log lines go to a file: the terminal belongs to the progress display."""
+    logger = logging.getLogger("flwr")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    handler = logging.FileHandler(path)
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+@contextmanager
+def _only_job(folder: Path) -> Iterator[None]:
+    """Hold the run's folder: two jobs in it would overwrite each other's rounds."""
+    if not folder.is_dir():
+        raise FederationError(f"There is no run folder at {folder}; start a run with `atalaia train`.")
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FederationError(
+                f"Another job is training in {folder}; wait for it, or stop it and run again."
+            ) from error
+        yield
+
+
+def _told(folder: Path, error: BaseException, status: int) -> int:
+    """Tell an error in one line and keep it for whoever started the job."""
+    message = " ".join(str(error).split()) or "no reason given"
+    if status == 1:
+        message = f"The training job failed ({type(error).__name__}: {message}); see {folder / LOG}."
+    print(message, file=sys.stderr)
+    (folder / ERROR).write_text(json.dumps({"error": type(error).__name__, "message": message}))
+    append_event(folder, "error", message=message)
+    return status
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The server's thread may still wait for replies that cannot come; the rounds are on the disk already.
+    os._exit(code)

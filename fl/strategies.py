@@ -1,0 +1,168 @@
+"""How the replies of a round become the next adapter: weighted FedAvg, or another of Flower's strategies, as a value."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+)
+
+from fl.errors import FederationError
+from fl.federation import Federation
+
+Arrays = dict[str, np.ndarray]
+
+# FedProx is FedAvg at the server; its proximal term is in the clients' training.
+_FLOWER: dict[str, Callable[..., FedAvg]] = {
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedadagrad": FedAdagrad,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "krum": Krum,
+    "multikrum": MultiKrum,
+    "bulyan": Bulyan,
+    "qfedavg": QFedAvg,
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's checked result of one round."""
+
+    partition: int
+    arrays: Arrays
+    examples: int
+    """Windows in the client's share: n_i of equation 1."""
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The other numbers the client sent."""
+    bytes_up: int = 0
+
+
+def weighted_mean(arrays: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> Arrays:
+    """Equation 1: the mean weighted by n_i / n, summed in float64 in the order given and returned as float32."""
+    total = float(sum(weights))
+    return {
+        name: (
+            sum(
+                (part[name].astype(np.float64) * weight for part, weight in zip(arrays, weights, strict=True)),
+                start=np.zeros(arrays[0][name].shape),
+            )
+            / total
+        ).astype(np.float32)
+        for name in arrays[0]
+    }
+
+
+def aggregate(
+    federation: Federation,
+    round_number: int,
+    current: Arrays,
+    replies: Sequence[Reply],
+    state: Arrays,
+    learning_rate: float,
+) -> tuple[Arrays, Arrays]:
+    """The next adapter and the strategy's next state, from the current ones and the replies of a round.
+
+    A pure function: all that a strategy carries from round to round is in `state` (empty before the first), so a
+    resumed job goes on as if it had not stopped. Replies are summed by partition id. Raises FederationError when the
+    strategy cannot work with these replies, or its result is not finite.
+    """
+    ordered = sorted(replies, key=lambda reply: reply.partition)
+    if federation.strategy in {"fedavg", "fedprox"}:
+        arrays = weighted_mean([reply.arrays for reply in ordered], [reply.examples for reply in ordered])
+        next_state: Arrays = {}
+    else:
+        strategy = _restored(federation, current, state, learning_rate)
+        arrays = _aggregated_by_flower(strategy, federation.strategy, round_number, ordered)
+        next_state = _state(strategy)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise FederationError(
+            f"Round {round_number}: strategy {federation.strategy} gave values that are not finite; "
+            "take a smaller learning rate or other strategy_options."
+        )
+    return arrays, next_state
+
+
+def _restored(federation: Federation, current: Arrays, state: Arrays, learning_rate: float) -> FedAvg:
+    """Flower's strategy, as it stands before it combines a round."""
+    options: dict[str, Any] = {
+        name: int(value) if name.startswith("num_") else value for name, value in federation.strategy_options.items()
+    }
+    if federation.strategy == "qfedavg":
+        options = {"client_learning_rate": learning_rate, **options, "train_loss_key": "loss"}
+    strategy = _FLOWER[federation.strategy](weighted_by_key="examples", **options)
+    flower: Any = strategy  # the attributes below belong to some of the strategies
+    if federation.strategy in {"fedavgm", "qfedavg"}:
+        flower.current_arrays = _record(current)
+    elif hasattr(strategy, "current_arrays"):
+        flower.current_arrays = dict(current)
+    if momentum := _part(state, "momentum"):
+        flower.momentum_vector = [momentum[name] for name in sorted(current)]
+    for name in ("m_t", "v_t"):
+        if moments := _part(state, name):
+            setattr(flower, name, moments)
+    return strategy
+
+
+def _state(strategy: FedAvg) -> Arrays:
+    """What the strategy carries to the next round, by name."""
+    state: Arrays = {}
+    for name in ("m_t", "v_t"):
+        moments: Arrays = getattr(strategy, name, None) or {}
+        state |= {f"{name}/{key}": np.asarray(array) for key, array in moments.items()}
+    momentum = getattr(strategy, "momentum_vector", None)
+    if momentum is not None:
+        current: ArrayRecord = strategy.current_arrays
+        state |= {f"momentum/{key}": np.asarray(array) for key, array in zip(current, momentum, strict=True)}
+    return state
+
+
+def _part(state: Arrays, name: str) -> Arrays:
+    return {key.removeprefix(f"{name}/"): array for key, array in state.items() if key.startswith(f"{name}/")}
+
+
+def _aggregated_by_flower(strategy: FedAvg, name: str, round_number: int, replies: Sequence[Reply]) -> Arrays:
+    messages = [
+        Message(
+            RecordDict(
+                {
+                    "arrays": _record(reply.arrays),
+                    "metrics": MetricRecord({"examples": reply.examples, "loss": reply.loss}),
+                }
+            ),
+            dst_node_id=0,
+            message_type="train",
+        )
+        for reply in replies
+    ]
+    try:
+        arrays, _ = strategy.aggregate_train(round_number, messages)
+    except (AggregationError, InconsistentMessageReplies, ValueError, ZeroDivisionError) as error:
+        raise FederationError(f"Round {round_number}: strategy {name} failed: {error}.") from error
+    if arrays is None:
+        raise FederationError(
+            f"Round {round_number}: strategy {name} needs more than {len(replies)} replies; draw more clients a round."
+        )
+    return {key: array.numpy().astype(np.float32) for key, array in arrays.items()}
+
+
+def _record(arrays: Arrays) -> ArrayRecord:
+    # Sorted: FedAvgM and q-FedAvg pair arrays by position.
+    return ArrayRecord({name: Array(np.ascontiguousarray(arrays[name])) for name in sorted(arrays)})
