@@ -209,7 +209,7 @@ def _rounds(windows: Windows, rounds: Mapping[int, Columns], metrics: Sequence[R
         test = _thresholds(metrics, number, score, k, "test", "all")
         row = {"round": number, "auroc": test["auroc"], "average_precision": test["average_precision"]}
         row |= {f"{kind}_f1": test[kind]["f1"] if test[kind] else None for kind in THRESHOLDS}
-        rows.append(row | {"loss": _loss(rounds[number], calibration)})
+        rows.append(row | {"loss": _loss(rounds[number], calibration), "label_free": test["label_free"]})
     return rows
 
 

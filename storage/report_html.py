@@ -1,0 +1,135 @@
+"""The report as one HTML file that needs nothing beside it: style, figures and sorting are inside."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from storage.report_tables import Table, cell_text, tables
+from storage.report_words import alert_title, fact_lines, machine_table, title
+from storage.summaries import Alert, Summary, headline
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; max-width: 68rem; margin: 0 auto;
+  padding: 1.5rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .5rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
+.headline { font-size: 1.1rem; background: #eef4fa; border-left: 4px solid #1f5f9e; padding: .8rem 1rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dt { font-weight: 600; }
+dd { margin: 0; }
+table { border-collapse: collapse; font-size: .92rem; display: block; overflow-x: auto; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #d8dee5; text-align: left; vertical-align: top; }
+th { white-space: nowrap; }
+th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
+th[aria-sort=ascending] button::after { content: " ▲"; }
+th[aria-sort=descending] button::after { content: " ▼"; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.note { color: #52606d; font-size: .88rem; max-width: 60rem; }
+pre { background: #f4f6f8; padding: .8rem; overflow-x: auto; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
+figure { margin: 0; }
+figure img { width: 100%; }
+figcaption { color: #52606d; font-size: .88rem; }
+</style>
+</head>
+<body>
+{body}
+<script>
+function value(row, index) {
+  const cell = row.cells[index];
+  return cell.dataset.value === undefined ? cell.textContent.trim() : Number(cell.dataset.value);
+}
+function compare(a, b) {
+  const missing = Number(a === "–") - Number(b === "–");
+  if (missing) return missing;
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  return String(a).localeCompare(String(b), "en", {numeric: true});
+}
+for (const table of document.querySelectorAll("table")) {
+  for (const head of table.tHead.rows[0].cells) {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const order = compare(value(a, head.cellIndex), value(b, head.cellIndex));
+        return down ? -order : order;
+      });
+      table.tBodies[0].append(...rows);
+    });
+  }
+}
+</script>
+</body>
+</html>
+"""
+
+
+def html_report(summary: Summary, figures: Mapping[str, Path]) -> str:
+    """One HTML file: figures inside, tables that sort on a click, and how to get the same again."""
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary.findings["notes"])
+    parts = [
+        f"<h1>{html.escape(title(summary))}</h1>",
+        f'<p class="headline">{html.escape(headline(summary.findings))}</p>',
+        f"<ul>{notes}</ul>" if notes else "",
+        "<dl>" + "".join(f"<dt>{n}</dt><dd>{html.escape(text)}</dd>" for n, text in fact_lines(summary)) + "</dl>",
+        *(html_table(table) for table in tables(summary)),
+        _html_figures(figures),
+        _html_alerts(summary.alerts),
+        f"<h2>The same again</h2><pre>{html.escape(summary.run.command)}</pre>",
+        html_table(machine_table(summary)),
+        "<details><summary>Configuration</summary><pre>"
+        f"{html.escape(json.dumps(summary.run.config, indent=1))}</pre></details>",
+    ]
+    return _PAGE.replace("{title}", html.escape(title(summary))).replace("{body}", "\n".join(parts))
+
+
+def html_table(table: Table) -> str:
+    """The table with its title and note; numbers sort as numbers."""
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
+    body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in table.rows)
+    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    return (
+        f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+    )
+
+
+def _html_cell(cell: str | int | float | None) -> str:
+    if isinstance(cell, int | float):
+        return f'<td class="number" data-value="{float(cell)}">{cell_text(cell)}</td>'
+    return f"<td>{html.escape(cell_text(cell))}</td>"
+
+
+def _html_figures(figures: Mapping[str, Path]) -> str:
+    shown = []
+    for caption, path in figures.items():
+        # As an image: two inlined SVGs would share the ids of their glyphs.
+        data = base64.b64encode(path.read_bytes()).decode()
+        text = html.escape(caption)
+        image = f'<img alt="{text}" src="data:image/svg+xml;base64,{data}">'
+        shown.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+    return f'<h2>Figures</h2><div class="figures">{"".join(shown)}</div>' if shown else ""
+
+
+def _html_alerts(alerts: Sequence[Alert]) -> str:
+    items = []
+    for alert in alerts:
+        rows: list[list[str | int | float | None]] = [[m.position, m.surprise, m.text] for m in alert.messages]
+        shown = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
+        head = '<tr><th scope="col">message</th><th scope="col">nats</th><th scope="col">masked text</th></tr>'
+        items.append(
+            f"<h3>{html.escape(alert_title(alert))}</h3><table><thead>{head}</thead><tbody>{shown}</tbody></table>"
+        )
+    return "<h2>Most anomalous windows</h2>" + "".join(items) if items else ""

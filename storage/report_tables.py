@@ -1,0 +1,233 @@
+"""The tables of a report, once as values; Markdown, HTML and the terminal only draw them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from storage.summaries import THRESHOLDS, Summary, score_name
+
+Cell = str | int | float | None
+NONE = "–"
+THRESHOLD_WORDS = {
+    "label_free": "label-free",
+    "validated": "validated (best F1 on validation labels)",
+    "oracle": "oracle (best F1 on the test labels themselves)",
+}
+
+
+class Percent(float):
+    """A share that is read as a percentage."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title, the columns' names, and a note on how to read it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+
+
+def cell_text(value: Cell) -> str:
+    """A cell as people read it: thousands separated, three decimals, a dash for nothing."""
+    if value is None:
+        return NONE
+    if isinstance(value, Percent):
+        return percent(value)
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def markdown_table(table: Table) -> str:
+    """The table in GitHub's Markdown, with its title and note."""
+    numeric = [_numeric(table, column) for column in range(len(table.columns))]
+    lines = [
+        _markdown_row(table.columns),
+        _markdown_row(["---:" if right else "---" for right in numeric]),
+        *(_markdown_row([cell_text(cell) for cell in row]) for row in table.rows),
+    ]
+    return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else []), ""])
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+
+
+def _numeric(table: Table, column: int) -> bool:
+    cells = [row[column] for row in table.rows]
+    return bool(cells) and all(cell is None or isinstance(cell, int | float) for cell in cells)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage that keeps its small values."""
+    return f"{100 * share:.2f} %"
+
+
+def megabytes(size: float) -> str:
+    """Bytes in units of 10^6, as the paper's Table 2 has them."""
+    return f"{size / 1e6:,.2f} MB"
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit one would say it in."""
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def tables(summary: Summary) -> list[Table]:
+    """Every table of a report that has something to say, the headline's first."""
+    made = [make(summary) for make in _TABLES]
+    return [table for table in made if table.rows]
+
+
+def detection_table(summary: Summary) -> Table:
+    """The tuned and the untouched model beside the simple rules, all without labels."""
+    found = summary.findings
+    rounds = {row["round"]: row for row in found["rounds"]}
+    columns = ["detector", "F1", "precision", "recall", "false alarms", "AUROC", "average precision", "loss"]
+    rows: list[list[Cell]] = []
+    if found["round"] > 0:
+        rows.append(["tuned model", *_rates(found["label_free"]), *_ranks(rounds[found["round"]])])
+    if 0 in rounds:
+        rows.append(["untouched model", *_rates(rounds[0].get("label_free")), *_ranks(rounds[0])])
+    rows += [[f"rule: {rule['rule']}", *_rates(rule), None, None, None] for rule in found["rules"]]
+    calibration = found["splits"]["calibration"]["windows"]
+    note = (
+        f"Test split at natural prevalence. Score: {score_name(found)} ({found['chosen']}). The models' threshold "
+        f"comes from {calibration:,} normal calibration windows, for {percent(found['false_alarm_rate'])} false "
+        "alarms. Loss: nats a token on the calibration windows, which training has not seen."
+    )
+    return Table("Detection without labels", columns, rows, note)
+
+
+def _rates(found: dict[str, Any] | None) -> list[Cell]:
+    found = found or {}
+    rate = found.get("false_alarm_rate")
+    rates = [found.get("f1"), found.get("precision"), found.get("recall")]
+    return [*rates, None if rate is None else Percent(rate)]
+
+
+def _ranks(row: dict[str, Any]) -> list[Cell]:
+    return [row["auroc"], row["average_precision"], row["loss"]]
+
+
+def threshold_table(summary: Summary) -> Table:
+    """The three thresholds, each with its F1 interval."""
+    found = summary.findings
+    intervals = (found["headline"] or {}).get("f1", {})
+    rows: list[list[Cell]] = []
+    for kind in THRESHOLDS:
+        if found[kind]:
+            interval = intervals.get(kind)
+            ends = f"[{interval['low']:.3f}, {interval['high']:.3f}]" if interval else None
+            f1, *rates = _rates(found[kind])
+            rows.append([THRESHOLD_WORDS[kind], found[kind]["threshold"], f1, ends, *rates])
+    unchosen = found["without_labels"]
+    note = (
+        "95 % bootstrap intervals over test windows, with the threshold as it is. Only the first row needs no labels."
+    )
+    if unchosen.get("f1") is not None and unchosen["score"] != found["score"]:
+        note += f" With the default score, {unchosen['score']}, not even the score is chosen by labels: "
+        note += f"F1 {unchosen['f1']:.3f}."
+    columns = ["threshold", "value", "F1", "interval", "precision", "recall", "false alarms"]
+    return Table("Three thresholds", columns, rows, note)
+
+
+def population_table(summary: Summary) -> Table:
+    """The same detector on all windows, on unseen sequences only, and on the paper's balanced sample."""
+    found = summary.findings
+    words = {"unseen": "windows whose sequence training never saw", "balanced": "balanced sample, as in the paper"}
+    rows = [["all test windows", *_population(found)]]
+    rows += [[words[name], *_population(one)] for name, one in found["populations"].items() if one["windows"]]
+    columns = [
+        "windows",
+        "number",
+        "anomalous",
+        *(f"{k.replace('_', '-')} F1" for k in THRESHOLDS),
+        "AUROC",
+        "average precision",
+    ]
+    note = "Many test windows are copies of training windows, and a balanced sample flatters precision."
+    return Table("The same detector on other windows", columns, rows if found["windows"] else [], note)
+
+
+def _population(found: dict[str, Any]) -> list[Cell]:
+    f1 = [found[kind]["f1"] if found[kind] else None for kind in THRESHOLDS]
+    return [found["windows"], found["anomalies"], *f1, found["auroc"], found["average_precision"]]
+
+
+def round_table(summary: Summary) -> Table:
+    """The chosen score by round."""
+    keys = ["round", "loss", "auroc", "average_precision", *(f"{kind}_f1" for kind in THRESHOLDS)]
+    rows = [[row[key] for key in keys] for row in summary.findings["rounds"]]
+    columns = ["round", "loss", "AUROC", "average precision", "label-free F1", "validated F1", "oracle F1"]
+    return Table("Round by round", columns, rows, "Round 0 is the untouched model. Test split, the chosen score.")
+
+
+def kind_table(summary: Summary) -> Table:
+    """Recall by kind of failure, where the dataset names it."""
+    rows = [
+        [row[k] for k in ("kind", "windows", "recall", "best_rule_recall")]
+        for row in summary.findings["recall_by_kind"]
+    ]
+    rule = (summary.findings["best_rule"] or {}).get("name", "best rule")
+    return Table("Recall by kind of failure", ["kind", "test windows", "model", f"rule: {rule}"], rows)
+
+
+def paper_table(summary: Summary) -> Table:
+    """The paper's way of telling: best F1 over rounds and thresholds, on the labels it is reported on."""
+    rows = [[row["k"], row["f1"], row["round"], row["windows"]] for row in summary.findings["paper"]]
+    note = "Highest F1 over all rounds and thresholds on a balanced sample: optimistic by design, for comparison only."
+    return Table("As the paper reports it", ["K", "F1", "round", "windows"], rows, note)
+
+
+def cost_table(summary: Summary) -> Table:
+    """Bytes, parameters and time against full fine-tuning."""
+    cost = summary.training
+    rows: list[list[Cell]] = [
+        ["trained parameters", cost.trainable_parameters, cost.full_parameters],
+        ["a message, down", megabytes(cost.bytes_down_per_client_round), megabytes(cost.full_model_bytes)],
+        ["a message, up", megabytes(cost.bytes_up_per_client_round), megabytes(cost.full_model_bytes)],
+        [
+            f"{cost.client_rounds} client rounds, both ways",
+            megabytes(cost.bytes_sent),
+            megabytes(cost.bytes_sent_by_full),
+        ],
+        ["windows trained on", cost.examples, None],
+        ["their tokens", cost.tokens, None],
+        ["computed tokens, prefixes shared", cost.computed_tokens, None],
+        ["training", seconds(cost.train_seconds), None],
+        ["scoring", seconds(cost.score_seconds), None],
+    ]
+    if cost.peak_memory_mb is not None:
+        rows.append(["peak memory of a client", f"{cost.peak_memory_mb:,.0f} MB", None])
+    return Table("Costs", ["", "this run", "full fine-tuning"], rows if cost.client_rounds else rows[7:9])
+
+
+def data_table(summary: Summary) -> Table:
+    """What the data hold, and the splits."""
+    names = ["train", "calibration", "validation", "test", "unused"]
+    rows: list[list[Cell]] = [
+        [name, *(summary.findings["splits"][name][k] for k in ("windows", "anomalies", "unlabelled"))] for name in names
+    ]
+    data = summary.data
+    note = (
+        f"{data.lines:,} lines, {data.windows:,} windows ({data.distinct_windows:,} distinct), {data.messages:,} "
+        f"distinct masked messages, {data.tokens:,} tokens; {data.rejected:,} lines rejected, "
+        f"{data.truncated_windows:,} windows cut at {data.cut_at:,} tokens. Anomalous windows drawn for train or "
+        "calibration are left unused."
+    )
+    return Table("Windows by split", ["split", "windows", "anomalous", "unlabelled"], rows, note)
+
+
+_TABLES: list[Callable[[Summary], Table]] = [
+    detection_table,
+    threshold_table,
+    population_table,
+    kind_table,
+    round_table,
+    paper_table,
+    cost_table,
+    data_table,
+]

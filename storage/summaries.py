@@ -1,0 +1,224 @@
+"""What a run was, held, cost and found, as plain values: `report.json`, the row of `atalaia runs`, and the headline.
+
+Masked text at most: a window is named by its number, never by its key or its raw lines.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.errors import FormatError
+
+THRESHOLDS = ("label_free", "validated", "oracle")
+_RATES = ("f1", "precision", "recall", "false_alarm_rate", "threshold")
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunFacts(_Facts):
+    """What was asked for, and where it ran."""
+
+    run_id: str
+    preset: str
+    dataset: str
+    split: str
+    """random, chronological or grouped."""
+    model: str
+    tuning: str
+    """lora, full or none."""
+    rank: int | None
+    """LoRA rank; none for other kinds of tuning."""
+    seed: int
+    rounds: int
+    """Rounds asked for."""
+    clients: int
+    clients_per_round: int
+    status: str
+    """running, finished or failed."""
+    started: str
+    """ISO 8601, UTC."""
+    command: str
+    """The command that repeats the run."""
+    config: dict[str, Any] = {}
+    """The whole configuration as JSON."""
+    versions: dict[str, str] = {}
+    """Python and the libraries that decide the numbers."""
+    hardware: dict[str, str] = {}
+    """Processor, cores, memory, accelerator, system."""
+    reasons: dict[str, str] = {}
+    """What was derived from the device or the data, and why."""
+
+
+class DataFacts(_Facts):
+    """What the prepared data hold."""
+
+    lines: int
+    windows: int
+    distinct_windows: int
+    messages: int
+    """Distinct masked messages."""
+    anomalies: int | None
+    """Windows labelled anomalous; none without labels."""
+    rejected: int = 0
+    """Lines that did not parse, kept in rejects.parquet."""
+    tokens: int
+    """Tokens of all windows after truncation."""
+    truncated_windows: int = 0
+    cut_at: int = 1024
+    """Tokens at which a window is cut."""
+    shares: list[int] = []
+    """Training windows of each client."""
+
+
+class TrainingFacts(_Facts):
+    """What training and scoring cost."""
+
+    trainable_parameters: int
+    full_parameters: int
+    bytes_down_per_client_round: int
+    """As serialized."""
+    bytes_up_per_client_round: int
+    full_model_bytes: int
+    """What one message of full fine-tuning would be: all weights in float32."""
+    client_rounds: int
+    """Messages answered: clients of all rounds."""
+    examples: int
+    """Windows trained on, each as often as it was."""
+    tokens: int
+    """Tokens of these windows."""
+    computed_tokens: int
+    """Of which the model had to compute, once common prefixes are shared."""
+    train_seconds: float
+    score_seconds: float
+    peak_memory_mb: float | None = None
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of all rounds, both ways."""
+        return self.client_rounds * (self.bytes_down_per_client_round + self.bytes_up_per_client_round)
+
+    @property
+    def bytes_sent_by_full(self) -> int:
+        """Bytes that the same rounds would send with full fine-tuning."""
+        return 2 * self.client_rounds * self.full_model_bytes
+
+
+class SurprisingMessage(_Facts):
+    """A masked message and how little the model expected it."""
+
+    text: str
+    surprise: float
+    """Nats, summed over the message's tokens."""
+    position: int
+    """Place in the window, from 1."""
+
+
+class Alert(_Facts):
+    """One of the most anomalous windows, and what gave it away."""
+
+    window_id: int
+    score: float
+    label: int | None
+    """1 anomalous, 0 normal, none unknown."""
+    kind: str | None = None
+    """Kind of failure where the dataset names it."""
+    flagged: bool
+    """Above the label-free threshold."""
+    windows: int
+    """Test windows with the same messages."""
+    lines: int
+    messages: list[SurprisingMessage]
+    """The most surprising messages first."""
+
+
+class Summary(_Facts):
+    """Everything a report tells."""
+
+    run: RunFacts
+    data: DataFacts
+    training: TrainingFacts
+    findings: dict[str, Any]
+    """As fl.evaluation.evaluate gives them."""
+    alerts: list[Alert] = []
+    next_commands: list[str] = []
+
+    def row(self) -> dict[str, Any]:
+        """The run as `atalaia runs --json` lists it."""
+        return run_row(self.run, self.training, self.findings)
+
+
+def run_row(run: RunFacts, training: TrainingFacts | None, findings: dict[str, Any] | None) -> dict[str, Any]:
+    """The row of `atalaia runs --json`; null for whatever the run has not come to."""
+    found = findings or {}
+    names = ("run_id", "preset", "dataset", "split", "model", "tuning", "rank", "seed", "rounds", "status")
+    costs = ("bytes_up_per_client_round", "bytes_down_per_client_round", "train_seconds", "score_seconds")
+    rates = {kind: {name: found[kind][name] for name in _RATES} if found.get(kind) else None for kind in THRESHOLDS}
+    return {
+        **{name: getattr(run, name) for name in names},
+        **{name: found.get(name) for name in ("score", "k", "prevalence")},
+        **rates,
+        **{name: found.get(name) for name in ("auroc", "average_precision", "best_rule")},
+        **{name: getattr(training, name, None) for name in costs},
+    }
+
+
+def save_summary(summary: Summary, path: Path) -> None:
+    """Write `report.json`."""
+    path.write_text(summary.model_dump_json(indent=1))
+
+
+def load_summary(path: Path) -> Summary:
+    """Read `report.json`; FormatError where it is missing or of another form."""
+    try:
+        return Summary.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise FormatError(f"There is no {path}: the run has not finished; run it again to resume it.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise FormatError(f"{path} cannot be read ({place}: {first['msg']}): run `atalaia report` again.") from None
+
+
+def score_name(findings: dict[str, Any]) -> str:
+    """The score in words."""
+    words = {
+        "top_k": f"tokens outside the top {findings['k']}",
+        "unaligned": f"tokens outside all top-{findings['k']} predictions of the window (reference code)",
+        "mean_token": "mean surprise of a token",
+        "max_token": "highest surprise of a token",
+        "mean_message": "mean surprise of a message",
+        "max_message": "highest surprise of a message",
+    }
+    return words[findings["score"]]
+
+
+def headline(findings: dict[str, Any]) -> str:
+    """The result in plain words, win or lose: label-free F1 with its interval, and the difference to the best rule."""
+    found, free = findings["headline"], findings["label_free"]
+    if found is None:
+        return _headline_without_f1(findings)
+    interval, difference, rule = found["f1"]["label_free"], found["difference"], findings["best_rule"]
+    verdict = {
+        "better": "The model is better than the best simple rule.",
+        "worse": "The simple rule is better than the model.",
+        "unclear": "These windows cannot tell which of the two is better.",
+    }[found["verdict"]]
+    return (
+        f"Label-free F1 {free['f1']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}] at natural prevalence "
+        f"({findings['anomalies']:,} of {findings['windows']:,} test windows are anomalous). The best simple rule, "
+        f"{rule['name']}, has {rule['f1']:.3f}: a difference of {difference['estimate']:+.3f} "
+        f"[{difference['low']:+.3f}, {difference['high']:+.3f}]. {verdict}"
+    )
+
+
+def _headline_without_f1(findings: dict[str, Any]) -> str:
+    free, windows = findings["label_free"], findings["windows"]
+    if free is None:
+        return "There are no test windows to judge."
+    why = "The test windows have no labels" if findings["anomalies"] is None else "No test window is anomalous"
+    return (
+        f"{why}, so F1 cannot be told. The label-free threshold flags {free['flagged']:,} of {windows:,} test windows."
+    )
