@@ -1,0 +1,127 @@
+"""Log formats in loghub's notation (`<Date> <Time> <Level> <Component>: <Content>`) and lines taken apart by them."""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+CONTENT = "Content"
+_FIELD = re.compile(r"<([^<>\s]+)>")
+_BLANKS = re.compile(r"[ \t]+")
+_DATE_PARTS = {"%d", "%e", "%j", "%m", "%b", "%B", "%h", "%D", "%F"}
+_YEAR_PARTS = {"%y", "%Y", "%D", "%F", "%c", "%s"}
+
+
+class LogFormat(BaseModel):
+    """How the lines of a log are put together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    notation: str
+    """Fields in angle brackets with the text between them, as loghub writes it; a blank stands for a run of spaces or tabs, `<Content>` for the message."""
+    time_format: str | None = None
+    """strftime notation of the time fields joined by blanks (%f: fraction of a second), or `epoch` for seconds since 1970; null: lines carry no time."""
+    time_fields: tuple[str, ...] = ()
+    """The fields that make up a line's time, in the order of time_format."""
+
+    @field_validator("notation")
+    @classmethod
+    def _has_fields(cls, notation: str) -> str:
+        names = _FIELD.findall(notation)
+        wrong = [name for name in names if not (name.isidentifier() and name.isascii())]
+        if wrong:
+            raise ValueError(f"field <{wrong[0]}> is not a plain name of letters, digits and underscores")
+        if CONTENT not in names:
+            raise ValueError(f"it has no <{CONTENT}> field, which stands for the message")
+        if len(set(names)) < len(names):
+            raise ValueError("it names a field twice")
+        if "><" in notation:
+            raise ValueError("two fields need some text between them, or it is unknown where the first ends")
+        return notation
+
+    @model_validator(mode="after")
+    def _knows_time_fields(self) -> "LogFormat":
+        unknown = [field for field in self.time_fields if field not in self.fields]
+        if unknown:
+            raise ValueError(f"time field {unknown[0]} is not in the format; its fields are {', '.join(self.fields)}")
+        if (self.time_format is None) != (not self.time_fields):
+            raise ValueError("time_format and time_fields go together: give both or none")
+        return self
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The names of all fields, in order."""
+        return tuple(_FIELD.findall(self.notation))
+
+    def pattern(self, wanted: Sequence[str]) -> str:
+        """The regular expression that the notation stands for: each field as short as possible, from left to right."""
+        groups = {field: f"(?P<{field}>.*?)" if field in wanted else "(?:.*?)" for field in self.fields}
+        return f"^{self._joined(groups)}$"
+
+    def quick_pattern(self, wanted: Sequence[str]) -> str | None:
+        """A stricter expression that is read without looking back; where it matches, it gives the same fields.
+
+        No field but the last may hold a blank, the first character of the text that follows it, or nothing at all. So every choice the full
+        expression makes first is the one made here. None where the notation does not end with a field.
+        """
+        groups = {}
+        pieces = _FIELD.split(self.notation)
+        if pieces[-1]:
+            return None
+        for before, field, after in zip(pieces[0::2], pieces[1::2], pieces[2::2], strict=False):
+            stop = re.escape(after[:1].strip())
+            inner = f"[^ \\t{stop}]+" if after else "[^ \\t].*" if before[-1:].isspace() else ".+"
+            groups[field] = f"(?P<{field}>{inner})" if field in wanted else f"(?:{inner})"
+        return f"^{self._joined(groups)}$"
+
+    def _joined(self, groups: dict[str, str]) -> str:
+        pieces = _FIELD.split(self.notation)
+        literals = ["[ \\t]+".join(map(re.escape, _BLANKS.split(text))) for text in pieces[0::2]]
+        names = [groups[name] for name in pieces[1::2]]
+        return "".join(literal + name for literal, name in zip(literals, [*names, ""], strict=True))
+
+    def parse(self, lines: pl.Series, wanted: Sequence[str]) -> pl.DataFrame:
+        """The wanted fields of every line, one column each; all null where a line does not have this form."""
+        quick = self.quick_pattern(wanted)
+        if quick is None:
+            return _groups(lines, self.pattern(wanted))
+        found = _groups(lines, quick)
+        missed = (found[wanted[0]].is_null() & lines.is_not_null()).arg_true()
+        if missed.is_empty():
+            return found
+        full = _groups(lines.gather(missed), self.pattern(wanted))
+        return found.with_columns(found[name].scatter(missed, full[name]) for name in wanted)
+
+    def times(self, fields: pl.DataFrame) -> pl.Series:
+        """The time of every line (microseconds, without time zone; UTC where the log gives one); null where it cannot be read.
+
+        A log whose times have no year (syslog) is put into the year 2000, one without dates on its first day: order and distances
+        hold within a year or a day.
+        """
+        if self.time_format is None:
+            return pl.repeat(None, fields.height, dtype=pl.Datetime("us"), eager=True).alias("time")
+        text = fields.select(pl.concat_str(self.time_fields, separator=" ").alias("time"))["time"]
+        if self.time_format == "epoch":
+            seconds = text.cast(pl.Float64, strict=False)
+            return (seconds * 1e6).round().cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
+        return _read_times(text, self.time_format)
+
+
+def _groups(lines: pl.Series, pattern: str) -> pl.DataFrame:
+    return lines.str.extract_groups(pattern).struct.unnest()
+
+
+def _read_times(text: pl.Series, form: str) -> pl.Series:
+    parts = set(re.findall(r"%[A-Za-z]", form))
+    if not parts & _YEAR_PARTS:
+        prefix, prefix_form = ("2000 ", "%Y ") if parts & _DATE_PARTS else ("2000 01 01 ", "%Y %m %d ")
+        text, form = prefix + text, prefix_form + form
+    before_fraction = form[: form.find("%f")][-1:] if "%f" in form else ""
+    if before_fraction:
+        # Polars reads a fraction of any length only after a point.
+        text, form = text.str.replace_all(before_fraction, ".", literal=True), form.replace(before_fraction, ".")
+        form = form.replace(".%f", "%.f")
+    times = text.str.to_datetime(form, time_unit="us", strict=False)
+    return times.dt.replace_time_zone(None).alias("time") if "%z" in form else times.alias("time")

@@ -1,0 +1,191 @@
+"""Masks: ordered rules that replace what varies in a message, so that messages of one kind become equal."""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from storage.log_formats import CONTENT
+from storage.progress import Progress, silent
+from storage.raw_lines import decode_lines, work_on_chunks
+
+if TYPE_CHECKING:
+    from storage.datasets import DatasetSpec
+
+_KNOWN_TEXTS = 200_000
+"""Texts whose masked form is remembered from chunk to chunk; a bound on memory where every line differs."""
+
+
+class MaskRule(BaseModel):
+    """One replacement, as Python's `re.sub` does it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    pattern: str
+    """Regular expression of Python's `re`."""
+    replacement: str = "<*>"
+    """What stands in its place; `\\\\1` is the first group."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> "MaskRule":
+        try:
+            re.sub(self.pattern, self.replacement, "")
+        except (re.error, IndexError) as error:
+            raise ValueError(f"{self.pattern!r} -> {self.replacement!r}: {error}") from error
+        return self
+
+
+PRESETS: dict[str, tuple[MaskRule, ...]] = {
+    # The reference code's rules for HDFS, in its order: block ids, IPv4 addresses, paths, numbers.
+    "hdfs": (
+        MaskRule(pattern=r"(?<=blk_)[-\d]+"),
+        MaskRule(pattern=r"\d+\.\d+\.\d+\.\d+"),
+        MaskRule(pattern=r"(/[-\w]+)+"),
+        MaskRule(pattern=r"(?<=[^A-Za-z0-9])(\-?\+?\d+)(?=[^A-Za-z0-9])|[0-9]+$"),
+    ),
+    # The paper's text: every number.
+    "numbers": (MaskRule(pattern=r"\d+"),),
+    "none": (),
+}
+
+
+class MaskRules(BaseModel):
+    """The rules of a run: a named set, or one's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    preset: Literal["hdfs", "numbers", "none", "custom"] = "hdfs"
+    """hdfs: the reference code's four rules; numbers: every run of digits, as the paper's text says; none; custom: `rules`."""
+    rules: tuple[MaskRule, ...] = ()
+    """Custom only: applied one after the other."""
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> "MaskRules":
+        if (self.preset == "custom") != bool(self.rules):
+            raise ValueError("rules go with preset custom, and only with it")
+        return self
+
+    @cached_property
+    def ordered(self) -> tuple[MaskRule, ...]:
+        """The rules, in the order they are applied."""
+        return self.rules if self.preset == "custom" else PRESETS[self.preset]
+
+    @cached_property
+    def compiled(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        """The rules as compiled patterns with their replacements."""
+        return tuple((re.compile(rule.pattern), rule.replacement) for rule in self.ordered)
+
+    @property
+    def blind_to_digits(self) -> bool:
+        """Whether a run of ASCII digits is masked or left alike whatever its digits and length.
+
+        True of `hdfs` and `numbers`: their patterns take digits only by the whole run, and their replacements bring none back.
+        """
+        return self.preset in {"hdfs", "numbers"}
+
+
+def mask_text(text: str, rules: MaskRules) -> str:
+    """Apply the rules to one message."""
+    for pattern, replacement in rules.compiled:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def mask_log(
+    raw: Path, windows: Path, spec: "DatasetSpec", rules: MaskRules, into: Path, progress: Progress = silent
+) -> dict[str, Any]:
+    """Mask every line that is in a window (of the window stage's folder); writes messages and line_messages, returns the counts.
+
+    Memory grows with the number of distinct messages, plus one bit a line.
+    """
+    needed = _needed_lines(windows / "events.parquet")
+    messages = _Messages(rules)
+    first = 0
+    schema = {"line_number": pl.UInt32, "message_id": pl.UInt32}
+    with pq.ParquetWriter(
+        into / "line_messages.parquet", pl.DataFrame(schema=schema).to_arrow().schema, compression="zstd"
+    ) as writer:
+        for contents in work_on_chunks(raw, lambda data: _contents(data, spec, rules), progress=progress):
+            rows = np.flatnonzero(needed[first : first + contents.height]).astype(np.uint32)
+            ids = messages.ids(contents, rows)
+            table = pl.DataFrame({"line_number": rows + np.uint32(first), "message_id": ids}, schema=schema)
+            writer.write_table(table.to_arrow())
+            first += contents.height
+    table = messages.table()
+    table.write_parquet(into / "messages.parquet")
+    return {"lines": int(table["lines"].sum()), "messages": table.height}
+
+
+def _needed_lines(events: Path) -> npt.NDArray[np.bool_]:
+    """Which lines are in a window, up to the last that is."""
+    file = pq.ParquetFile(events)
+    needed = np.zeros(0, dtype=np.bool_)
+    for batch in file.iter_batches(columns=["line_number"], batch_size=1 << 22):
+        lines = batch.column(0).to_numpy()
+        if len(lines) and lines.max() >= len(needed):
+            needed = np.concatenate([needed, np.zeros(int(lines.max()) + 1 - len(needed), dtype=np.bool_)])
+        needed[lines] = True
+    return needed
+
+
+def _contents(data: bytes, spec: "DatasetSpec", rules: MaskRules) -> pl.DataFrame:
+    """The contents of a chunk's lines, and a form of each (column short) that few lines differ in."""
+    fields = spec.log_format.parse(decode_lines(data, spec.encoding).text, [CONTENT])
+    content = pl.col(CONTENT)
+    return fields.select(content=content, short=content.str.replace_all("[0-9]+", "0") if rules.blind_to_digits else content)
+
+
+class _Messages:
+    """Distinct masked messages, numbered in order of first appearance.
+
+    Where the rules are blind to digits, a content whose runs of digits are all made "0" masks to the same message, unless a digit is left over;
+    so only the few short forms are masked, and the contents themselves where a digit is left.
+    """
+
+    def __init__(self, rules: MaskRules) -> None:
+        self._rules = rules
+        self._ids: dict[str, int] = {}
+        self._known: dict[str, str] = {}
+        self._lines = np.zeros(0, dtype=np.uint64)
+
+    def ids(self, contents: pl.DataFrame, rows: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """The message of each of the chunk's rows."""
+        chosen = contents if len(rows) == contents.height else contents[rows]
+        texts = self._masked(chosen["short"])
+        if self._rules.blind_to_digits:
+            left = texts.str.contains("[0-9]").arg_true()
+            if not left.is_empty():
+                texts = texts.scatter(left, self._masked(chosen["content"].gather(left)))
+        distinct = texts.unique(maintain_order=True)
+        numbers = [self._ids.setdefault(text, len(self._ids)) for text in distinct]
+        ids = texts.replace_strict(distinct, pl.Series(numbers, dtype=pl.UInt32), return_dtype=pl.UInt32).to_numpy()
+        self._count(ids)
+        return ids
+
+    def _masked(self, texts: pl.Series) -> pl.Series:
+        distinct = texts.unique()
+        return texts.replace_strict(distinct, pl.Series([self._mask(text) for text in distinct], dtype=pl.String))
+
+    def _mask(self, text: str) -> str:
+        known = self._known.get(text)
+        if known is None:
+            if len(self._known) >= _KNOWN_TEXTS:
+                self._known.clear()
+            known = self._known[text] = mask_text(text, self._rules)
+        return known
+
+    def _count(self, ids: npt.NDArray[np.uint32]) -> None:
+        counts = np.bincount(ids, minlength=len(self._ids)).astype(np.uint64)
+        counts[: len(self._lines)] += self._lines
+        self._lines = counts
+
+    def table(self) -> pl.DataFrame:
+        """One row a message: message_id, text, lines."""
+        schema = {"message_id": pl.UInt32, "text": pl.String, "lines": pl.UInt64}
+        return pl.DataFrame({"message_id": range(len(self._ids)), "text": list(self._ids), "lines": self._lines}, schema=schema)

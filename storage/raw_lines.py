@@ -1,0 +1,121 @@
+"""Raw log files, read as numbered lines in chunks, so that memory does not grow with the file."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+
+from storage.errors import SourceError
+from storage.progress import Progress, silent
+
+CHUNK_BYTES = 16 << 20
+"""Big enough that the work on a chunk outweighs starting it, small enough that a few of them fit anywhere."""
+
+THREADS = 2
+"""Chunks in work at a time; Polars runs its own threads within each."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a chunk: null where the bytes cannot be decoded; those are in `undecodable`, with U+FFFD for what is wrong."""
+
+    text: pl.Series
+    undecodable: dict[int, str]
+
+
+def decode_lines(data: bytes, encoding: str = "utf-8") -> Lines:
+    """Split bytes at line feeds (a carriage return before one goes with it) and decode them."""
+    try:
+        if encoding != "utf-8":
+            data = data.decode(encoding).encode()
+        elif not data.isascii():
+            data.decode()
+    except UnicodeDecodeError:
+        return _decode_one_by_one(data, encoding)
+    return Lines(_split(data), {})
+
+
+def _split(data: bytes) -> pl.Series:
+    # The line feed in front keeps Polars from taking a chunk that starts like a compressed file ("x^") for one.
+    return pl.read_lines(b"\n" + data, name="line")["line"].slice(1)
+
+
+def _decode_one_by_one(data: bytes, encoding: str) -> Lines:
+    lines = data.removesuffix(b"\n").split(b"\n")
+    texts: list[str | None] = []
+    undecodable = {}
+    for row, line in enumerate(lines):
+        try:
+            texts.append(line.removesuffix(b"\r").decode(encoding))
+        except UnicodeDecodeError:
+            texts.append(None)
+            undecodable[row] = line.removesuffix(b"\r").decode(encoding, errors="replace")
+    return Lines(pl.Series("line", texts, dtype=pl.String), undecodable)
+
+
+def read_chunks(raw: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The file's bytes in chunks of whole lines; a UTF-8 byte order mark at its start is left out.
+
+    Raises SourceError where the file cannot be read.
+    """
+    try:
+        with raw.open("rb") as file:
+            rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
+            while block := file.read(chunk_bytes):
+                cut = block.rfind(b"\n") + 1
+                if cut:
+                    yield rest + block[:cut]
+                    rest = block[cut:]
+                else:
+                    rest += block
+        if rest:
+            yield rest
+    except OSError as error:
+        raise SourceError(f"Cannot read {raw}: {error.strerror}; check the path and its permissions.") from error
+
+
+def work_on_chunks(
+    raw: Path, work: Callable[[bytes], T], chunk_bytes: int = CHUNK_BYTES, progress: Progress = silent
+) -> Iterator[T]:
+    """What `work` makes of each chunk, in the file's order, with a few chunks in work at a time."""
+    total = raw.stat().st_size if raw.exists() else 0
+    done = 0
+    waiting: deque[tuple[int, Future[T]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for chunk in read_chunks(raw, chunk_bytes):
+                waiting.append((len(chunk), pool.submit(work, chunk)))
+                if len(waiting) > THREADS:
+                    size, result = waiting.popleft()
+                    yield result.result()
+                    done += size
+                    progress(done, total, "bytes of the log")
+            while waiting:
+                yield waiting.popleft()[1].result()
+            progress(total, total, "bytes of the log")
+        finally:
+            for _, result in waiting:
+                result.cancel()
+
+
+def read_raw_lines(raw: Path, line_numbers: Collection[int], encoding: str = "utf-8") -> dict[int, str]:
+    """The raw text of some lines by their number (0 is the file's first); numbers past the end are left out."""
+    wanted = sorted(set(line_numbers))
+    found: dict[int, str] = {}
+    first = 0
+    for chunk in read_chunks(raw):
+        if len(found) == len(wanted):
+            break
+        count = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+        rows = [number - first for number in wanted if first <= number < first + count]
+        if rows:
+            lines = decode_lines(chunk, encoding)
+            found |= {first + row: lines.undecodable.get(row) or lines.text[row] for row in rows}
+        first += count
+    return found
