@@ -1,0 +1,236 @@
+"""The failures of HDFS blocks that Xu et al. found in this log (SOSP 2009, table of detected anomalies), as lives of a block.
+
+Each kind's share is its count in that table. Texts are those of HDFS_v1; what leads to them here is our reading of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storage.hdfs_cluster import END, NAMENODE_HANDLERS, Outage
+from storage.hdfs_lifecycle import DELETER, NAMENODE, RECEIVER, RESPONDER, XCEIVER, Lifecycle
+
+Life = Callable[[Lifecycle, float | None], None]
+"""Writes a whole life, given the second at which the block's folder is removed (None: it is not)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A kind of failure, how often it was counted, and whether it can only be seen when the block is deleted."""
+
+    kind: str
+    count: int
+    life: Life
+    needs_deletion: bool = False
+
+
+def namenode_not_updated(life: Lifecycle, deleted: float | None) -> None:
+    """A replica is removed, the name node forgets that it was, and asks for it again."""
+    life.write()
+    life.live_until(deleted)
+    if deleted is not None:
+        repeated_deletion(life, deleted)
+
+
+def repeated_deletion(life: Lifecycle, deleted: float) -> None:
+    """An ordinary deletion after which one node, seldom two, is asked once more."""
+    life.invalidate(deleted, life.block.holders)
+    again = life.draw.sample(life.block.holders, 2 if life.draw.random() < 0.04 else 1)
+    for node in life.block.holders:
+        time = deleted + life.deletion_lag()
+        life.delete_on(node, time)
+        if node in again:
+            life.delete_failed(node, time + 5 + life.soon(130))
+
+
+def write_exception(life: Lifecycle, deleted: float | None) -> None:
+    """The second node never gets the stream; the client gives the block up."""
+    life.allocate()
+    ready = life.receive(hops=2)
+    node = life.block.pipeline[0]
+    message = f"writeBlock {life.block.name} received exception java.io.IOException: Could not read from stream"
+    life.on(node, ready + 3.1 + life.soon(0.4), life.block.threads[0], XCEIVER, message)
+
+
+def write_failed_at_beginning(life: Lifecycle, deleted: float | None) -> None:
+    """The first node begins and nothing follows."""
+    life.allocate()
+    life.receive(hops=1)
+
+
+def replica_immediately_deleted(life: Lifecycle, deleted: float | None) -> None:
+    """The block counts as short of a replica, gets a new one, and the surplus is removed when the missing one reports."""
+    outages = outages_between(life, deleted)
+    if life.draw.random() < 0.38 or not outages:
+        _short_after_write(life)
+    else:
+        life.write()
+        _outages(life, outages, 2 if life.draw.random() < 0.4 else 1)
+    life.live_until(deleted)
+    if deleted is not None:
+        life.delete(deleted)
+
+
+def outages_between(life: Lifecycle, deleted: float | None) -> list[Outage]:
+    """The outages that begin and end while the block lives."""
+    first = life.block.allocated + 400
+    last = (END if deleted is None else deleted) - 120
+    return [outage for outage in life.cluster.outages if first < outage.lost and outage.back < last]
+
+
+def _outages(life: Lifecycle, outages: list[Outage], count: int) -> None:
+    for outage in sorted(life.draw.sample(outages, min(count, len(outages))), key=lambda outage: outage.lost):
+        life.outage(outage)
+
+
+def _short_after_write(life: Lifecycle, removed: bool = True) -> None:
+    """The file is closed before the third replica reports, and the monitor passes by just then."""
+    life.write(late=0.3 + life.soon(1.5))
+    block, draw = life.block, life.draw
+    asked = block.written + draw.uniform(-0.5, 0.6)
+    arrived = life.replicate(asked, block.pipeline[2], [life.other_node()])
+    if removed:
+        surplus = draw.choice(block.holders)
+        block.holders.remove(surplus)
+        life.delete_on(surplus, arrived + life.soon(4))
+
+
+def unknown_block(life: Lifecycle, deleted: float | None) -> None:
+    """A node that was away during the deletion comes back and reports a replica of no file."""
+    life.write()
+    life.live_until(deleted)
+    if deleted is None:
+        return
+    life.invalidate(deleted, life.block.holders)
+    away = life.draw.choice(life.block.holders)
+    for node in life.block.holders:
+        if node is not away:
+            life.delete_on(node, deleted + life.deletion_lag())
+    back = deleted + 900 + life.soon(60)
+    text = f"BLOCK* NameSystem.addStoredBlock: addStoredBlock request received for {life.block.name}"
+    size = f"size {life.block.size} But it does not belong to any file."
+    life.namenode(back, f"{text} on {away.address}:50010 {size}")
+    life.stored(away, back + life.soon(0.05))
+    life.delete_on(away, back + life.deletion_lag())
+
+
+def redundant_report(life: Lifecycle, deleted: float | None) -> None:
+    """A node reports the same replica twice."""
+    life.write()
+    node = life.draw.choice(life.block.pipeline)
+    text = f"Redundant addStoredBlock request received for {life.block.name} on {node.address}:50010"
+    time = life.block.written + life.draw.uniform(-0.2, 0.8)
+    message = f"BLOCK* NameSystem.addStoredBlock: {text} size {life.block.size}"
+    life.namenode(time, message, "WARN dfs.FSNamesystem")
+    ordinary_end(life, deleted)
+
+
+def replica_gone(life: Lifecycle, deleted: float | None) -> None:
+    """The removal of a surplus replica is not booked, so that the deletion asks a node that no longer has it."""
+    outages = outages_between(life, deleted)
+    if outages and life.draw.random() < 0.6:
+        life.write()
+        former = list(life.block.holders)
+        _outages(life, outages, 1)
+        gone = [node for node in former if node not in life.block.holders]
+    else:
+        _short_after_write(life, removed=False)
+        gone = []
+    life.live_until(deleted)
+    if deleted is None:
+        return
+    gone = gone or [life.draw.choice(life.block.holders)]
+    life.invalidate(deleted, [*life.block.holders, *(node for node in gone if node not in life.block.holders)])
+    for node in life.block.holders:
+        life.delete_on(node, deleted + life.deletion_lag())
+    for node in gone:
+        life.delete_failed(node, deleted + life.deletion_lag())
+
+
+def empty_packet(life: Lifecycle, deleted: float | None) -> None:
+    """The write ends with a packet without data."""
+    life.write(empty_packets=True)
+    ordinary_end(life, deleted)
+
+
+def ordinary_end(life: Lifecycle, deleted: float | None) -> None:
+    """Scans, reads and the deletion, as for any block."""
+    life.live_until(deleted)
+    if deleted is not None:
+        life.delete(deleted)
+
+
+def receive_exception(life: Lifecycle, deleted: float | None) -> None:
+    """The stream between two nodes stalls; both break off and the pipeline is rebuilt from the bytes that arrived."""
+    life.allocate()
+    ready = life.receive()
+    _stalled(life, ready + life.draw.uniform(125, 600))
+    life.finish(life.block.written + life.draw.uniform(20, 500))
+    ordinary_end(life, deleted)
+
+
+def _stalled(life: Lifecycle, time: float) -> None:
+    block, first, second = life.block, life.block.pipeline[0], life.block.pipeline[1]
+    ends = f"local=/{first.address}:{life.port()} remote=/{second.address}:50010"
+    channel = "java.nio.channels.SocketChannel"
+    timeout = f"120000 millis timeout while waiting for channel to be ready for read. ch : {channel}[connected {ends}]"
+    responder = f"PacketResponder {block.name} 2 Exception java.net.SocketTimeoutException: {timeout}"
+    life.on(first, time, block.threads[0] + 1, RESPONDER, responder)
+    life.on(first, time, block.threads[0] + 1, RESPONDER, f"PacketResponder 2 for block {block.name} terminating")
+    time += life.draw.uniform(1, 8)
+    broken = f"Exception in receiveBlock for block {block.name} java.io."
+    failed = f"writeBlock {block.name} received exception java.io."
+    causes = {1: "EOFException", 0: "IOException: Connection reset by peer"}
+    for hop, cause in causes.items():
+        node, thread = block.pipeline[hop], block.threads[hop]
+        life.on(node, time, thread, RECEIVER, broken + cause)
+        life.on(node, time, thread, XCEIVER, failed + cause)
+    interrupted = f"PacketResponder 0 for block {block.name} Interrupted."
+    life.on(second, time, block.threads[1] + 1, RESPONDER, interrupted)
+    arrived = life.draw.randrange(1 << 16, block.size + (1 << 17), 1 << 16)
+    for hop in (0, 1):
+        node = block.pipeline[hop]
+        thread = block.threads[hop] = life.cluster.thread(node, time)
+        life.receiving(life.source(hop), node, time, thread)
+        moved = f"from 0 to {arrived} meta file offset to {arrived // 128 + 7}"
+        message = f"Changing block file offset of block {block.name} {moved}"
+        life.on(node, time + life.soon(0.5), thread, RECEIVER, message)
+    block.written = time
+
+
+def replication_timed_out(life: Lifecycle, deleted: float | None) -> None:
+    """A replica that was asked for never arrives; the monitor notices and asks again."""
+    life.write()
+    asked = life.block.written + life.draw.uniform(60, 400)
+    source = life.block.pipeline[1]
+    life.replicate(asked, source, [life.other_node()], arrives=False)
+    noticed = asked + 600 + life.soon(60)
+    monitor = "WARN dfs.PendingReplicationBlocks$PendingReplicationMonitor"
+    text = f"PendingReplicationMonitor timed out block {life.block.name}"
+    life.log.write(noticed, NAMENODE_HANDLERS[0] - 6, monitor, text)
+    life.replicate(noticed + life.soon(3), source, [life.other_node()])
+    life.block.holders.pop(0)
+    ordinary_end(life, deleted)
+
+
+def lost_transfer(life: Lifecycle, deleted: float | None) -> None:
+    """A transfer starts and no node ever receives it."""
+    life.write(late=0.3 + life.soon(1.5))
+    life.replicate(life.block.written, life.block.pipeline[2], [life.other_node()], arrives=False)
+    ordinary_end(life, deleted)
+
+
+FAILURES = (
+    Failure("Namenode not updated after deleting block", 4297, namenode_not_updated, needs_deletion=True),
+    Failure("Write exception client give up", 3225, write_exception),
+    Failure("Write failed at beginning", 2950, write_failed_at_beginning),
+    Failure("Replica immediately deleted", 2809, replica_immediately_deleted, needs_deletion=True),
+    Failure("Received block that does not belong to any file", 1240, unknown_block, needs_deletion=True),
+    Failure("Redundant addStoredBlock request received", 953, redundant_report),
+    Failure("Delete a block that no longer exists on data node", 724, replica_gone, needs_deletion=True),
+    Failure("Empty packet for block", 476, empty_packet),
+    Failure("Receive block exception", 89, receive_exception),
+    Failure("Replication monitor timed out", 45, replication_timed_out),
+    Failure("Other", 108, lost_transfer),
+)
+
+__all__ = ["DELETER", "FAILURES", "NAMENODE", "Failure"]
