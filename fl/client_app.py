@@ -110,7 +110,7 @@ def train(message: Message, context: Context) -> Message:
 
 def read_share(site: Site) -> list[np.ndarray]:
     """The token ids of each window in the site's share, in its order; raises FederationError for none."""
-    path = share_file(site.shares_folder, site.partition)
+    path = site.shares_folder / share_file(Path(), site.partition).name
     if not path.is_file():
         raise FederationError(f"Client {site.partition} has no share at {path}; run the partition stage again.")
     column = pl.read_parquet(path, columns=["token_ids"])["token_ids"]

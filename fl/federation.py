@@ -142,7 +142,7 @@ class TrainingJob:
     model_folder: Path
     """The base model: a local directory of safetensors."""
     shares_folder: Path
-    """The partition stage's folder: `shares/share-<partition, 5 digits>.parquet` below it, one row a window."""
+    """One Parquet file a client, `share-<partition, 5 digits>.parquet`: the token ids of its windows, one row each."""
     tuning: "Tuning"
     training: "LocalTraining"
     federation: Federation

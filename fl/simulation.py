@@ -5,9 +5,11 @@ committed; otherwise `error.json` in the run's folder and one line on standard e
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -113,7 +115,7 @@ def _run_in_simulation(job: TrainingJob, client_app: "ClientApp | None") -> None
     from fl.server_app import app
 
     _log_to_file(job.run_folder / LOG)
-    with _ray_folder() as folder:
+    with _ray_folder(job.run_folder) as folder:
         run_simulation(
             server_app=app,
             client_app=client_app or usual_client.app,
@@ -143,11 +145,17 @@ def _message_bytes(job: TrainingJob) -> int:
 
 
 @contextmanager
-def _ray_folder() -> Iterator[str]:
+def _ray_folder(run_folder: Path) -> Iterator[str]:
+    """A short folder for Ray's sockets and logs; what a killed job left in it is removed first."""
     usual = tempfile.gettempdir()
-    parent = usual if len(usual) <= _LONGEST_SOCKET_FOLDER else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="atalaia-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield folder
+    parent = Path(usual if len(usual) <= _LONGEST_SOCKET_FOLDER else "/tmp")
+    folder = parent / f"atalaia-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:12]}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _log_to_file(path: Path) -> None:
@@ -180,7 +188,9 @@ def _only_job(folder: Path) -> Iterator[None]:
 def _told(folder: Path, error: BaseException, status: int) -> int:
     """Tell an error in one line and keep it for whoever started the job."""
     message = " ".join(str(error).split()) or "no reason given"
-    if status == 1:
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        message = "The training job was stopped; run it again to go on after its last committed round."
+    elif status == 1:
         message = f"The training job failed ({type(error).__name__}: {message}); see {folder / LOG}."
     print(message, file=sys.stderr)
     (folder / ERROR).write_text(json.dumps({"error": type(error).__name__, "message": message}))

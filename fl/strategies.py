@@ -1,4 +1,4 @@
-"""How the replies of a round become the next adapter: weighted FedAvg, or another of Flower's strategies, as a value."""
+"""How the replies of a round become the next adapter: weighted FedAvg, or as a value another of Flower's strategies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
