@@ -20,6 +20,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+PREPARE = ("download", "window", "mask", "model", "tokenize", "split", "partition")
+TRAIN = (*PREPARE, "train")
+EVALUATE = (*TRAIN, "score", "evaluate", "explain")
+RUN = (*EVALUATE, "report", "register")
+"""The stages of each command, in order."""
+
 Preset = Annotated[str, typer.Argument(help="A named run: demo, hdfs-2pct or paper.")]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
@@ -30,7 +36,7 @@ Settings = Annotated[
 @app.command()
 def run(preset: Preset, settings: Settings = None) -> None:
     """The whole experiment: prepare, train, score, judge, report and register."""
-    with _flow_run(preset, settings) as config:
+    with _flow_run(preset, settings, RUN) as config:
         from flows.experiment import experiment
 
         experiment(config)
@@ -39,7 +45,7 @@ def run(preset: Preset, settings: Settings = None) -> None:
 @app.command()
 def prepare(preset: Preset, settings: Settings = None) -> None:
     """Only the data: download, window, mask, tokenize, split and partition."""
-    with _flow_run(preset, settings) as config:
+    with _flow_run(preset, settings, PREPARE) as config:
         from flows.prepare import prepare as flow
 
         flow(config)
@@ -48,7 +54,7 @@ def prepare(preset: Preset, settings: Settings = None) -> None:
 @app.command()
 def train(preset: Preset, settings: Settings = None) -> None:
     """Up to the trained adapters."""
-    with _flow_run(preset, settings) as config:
+    with _flow_run(preset, settings, TRAIN) as config:
         from flows.train import train as flow
 
         flow(config)
@@ -57,7 +63,7 @@ def train(preset: Preset, settings: Settings = None) -> None:
 @app.command()
 def evaluate(preset: Preset, settings: Settings = None) -> None:
     """Up to scores, thresholds and metrics; no report, nothing registered."""
-    with _flow_run(preset, settings) as config:
+    with _flow_run(preset, settings, EVALUATE) as config:
         from flows.evaluate import evaluate as flow
 
         flow(config)
@@ -105,7 +111,7 @@ def query(
 
 
 @contextmanager
-def _flow_run(preset: str, settings: list[str] | None) -> Iterator["RunConfig"]:
+def _flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -> Iterator["RunConfig"]:
     """The run's configuration, with a server to report to and the terminal showing what happens."""
     from flows.server import prefect_server, quiet_environment
     from storage.layout import current
@@ -114,13 +120,11 @@ def _flow_run(preset: str, settings: list[str] | None) -> Iterator["RunConfig"]:
     # Errors end as one line; Prefect's own lines go to the run's page instead of the terminal.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.settings import run_config
+    from flows.terminal import showing_progress
 
     config = run_config(preset, settings or [])
-    with prefect_server(current()):
-        from flows.terminal import showing_progress
-
-        with showing_progress(config):
-            yield config
+    with showing_progress(config, steps), prefect_server(current()):
+        yield config
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class ScoringConfig(BaseModel):
 
     ks: tuple[int, ...] = (1, 3, 5, 10)
     """Values of K of the top-K accuracy; the paper's."""
-    rounds: Literal["all", "last"] | int = "all"
+    scored_rounds: Literal["all", "last"] | int = "all"
     """Rounds whose adapters are scored: all, the last, or every n-th; the untouched model and the last always are."""
     unaligned: bool = True
     """Whether to compute the reference code's unaligned accuracy too."""

@@ -13,7 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": {"name": "hdfs-sim", "blocks": 1500},
         "federation": {"clients": 4, "fraction": 0.5, "rounds": 3},
         "training": {"steps": 2, "batch_size": 8},
-        "scoring": {"rounds": "last"},
+        "scoring": {"scored_rounds": "last"},
     },
 }
 """`paper`: the whole of HDFS, 50 clients, 50 rounds; `hdfs-2pct`: the 2 % sample on two cores; `demo`: minutes, no data

@@ -1,6 +1,7 @@
 """What a person types, `key=value`, made into a run; and one line about what is wrong with it."""
 
 import dataclasses
+import difflib
 import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -8,7 +9,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ValidationError
 
 from flows.config import RunConfig
-from flows.presets import PRESETS
 
 
 class ConfigError(Exception):
@@ -81,9 +81,15 @@ def _path(key: str) -> list[str]:
 
 
 def _unknown(key: str, known: Mapping[str, Any]) -> str:
-    part = key.split(".")[0]
-    below = [path for path in known if path.startswith(f"{part}.")]
-    return f"There is no setting {key!r}; settings are {', '.join(below or known)}."
+    """What there is instead of a setting that there is not: those of the same part, else the nearest and the parts."""
+    below = [path for path in known if path.startswith(f"{key.split('.')[0]}.")]
+    if below:
+        return f"There is no setting {key!r}; settings are {', '.join(below)}."
+    names = {path.rpartition(".")[2]: path for path in known} | {path: path for path in known}
+    near = dict.fromkeys(names[name] for name in difflib.get_close_matches(key, names, n=4))
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    parts = ", ".join(dict.fromkeys(path.split(".")[0] for path in known))
+    return f"There is no setting {key!r}; {guess}Settings belong to {parts}; `atalaia settings` lists them all."
 
 
 def _parsed(text: str, hint: Any) -> Any:  # noqa: ANN401

@@ -6,8 +6,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prefect.context import FlowRunContext, TaskRunContext
-
 from storage.progress import Progress
 
 _ARTIFACT_SECONDS = 3.0
@@ -85,4 +83,6 @@ class _ProgressArtifact:
 
 
 def _in_run() -> bool:
+    from prefect.context import FlowRunContext, TaskRunContext
+
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None

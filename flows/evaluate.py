@@ -1,0 +1,52 @@
+"""Flow: from adapters to scores, thresholds and metrics."""
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from flows.config import RunConfig, ScoringConfig
+from flows.prepare import Prepared, prepare_data
+from flows.train import run_id_of, train_adapters
+from storage.stages import Stage
+from tasks.explain_alerts import explain_alerts
+from tasks.score_windows import score_windows
+from tasks.search_threshold import search_threshold
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known of the adapters."""
+
+    scored: Stage
+    evaluated: Stage
+    explained: Stage
+
+
+@flow(name="evaluate", persist_result=False)
+def evaluate(config: RunConfig) -> dict[str, str]:
+    """Prepare, train, score and judge; the folder of each stage."""
+    prepared = prepare_data(config)
+    trained = train_adapters(config, prepared, run_id_of(config, prepared))
+    return {name: stage.path for name, stage in vars(judge(config, prepared, trained)).items()}
+
+
+def judge(config: RunConfig, prepared: Prepared, trained: Stage) -> Judged:
+    """Scores of the chosen rounds, the thresholds they give, and what gave the worst windows away."""
+    data, model, how = prepared.tokenized, prepared.model, config.model
+    seed, detection = config.federation.seed, config.detection
+    rounds = rounds_to_score(config.scoring, trained.counts["rounds"])
+    loading = (how.quantization, how.device)
+    scored = score_windows(
+        model, data, prepared.split, trained, config.tuning, seed, rounds, config.scoring.ks, *loading
+    )
+    evaluated = search_threshold(
+        data, prepared.split, scored, detection.score, detection.k, detection.false_alarm_rate, config.seed
+    )
+    explained = explain_alerts(model, data, trained, evaluated, config.tuning, seed, *loading)
+    return Judged(scored, evaluated, explained)
+
+
+def rounds_to_score(scoring: ScoringConfig, last: int) -> list[int]:
+    """The rounds to score: those asked for, and always the untouched model and the last."""
+    step = {"all": 1, "last": max(1, last)}.get(str(scoring.scored_rounds)) or int(scoring.scored_rounds)
+    return sorted({0, last, *range(0, last + 1, step)})

@@ -1,0 +1,238 @@
+"""What a person sees: the stages of a run as they go, and what runs have left."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from tasks.progress import StageEvent, listening
+
+if TYPE_CHECKING:
+    from flows.config import RunConfig
+
+_PLAIN_SECONDS = 15.0
+"""Seconds between two lines about the same stage where the terminal cannot redraw a line."""
+_MARKS = {"cached": ("↺", "cyan"), "ran": ("✓", "green"), "failed": ("✗", "red")}
+
+
+class _Display(Protocol):
+    def __call__(self, event: StageEvent) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def showing_progress(config: "RunConfig", steps: Sequence[str]) -> Iterator[Console]:
+    """Show what happens while the block runs: a live line where the terminal can redraw, plain lines elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold]Atalaia[/bold]  {escape(_title(config))}")
+    for name, value in config.derived().items():
+        console.print(f"[dim]  {name}: {escape(value)}[/dim]")
+    display: _Display = _Live(console, steps) if console.is_terminal else _Plain(console, steps)
+    try:
+        with listening(display):
+            yield console
+    finally:
+        display.close()
+
+
+def _title(config: "RunConfig") -> str:
+    tuning = f"LoRA rank {config.tuning.rank}" if config.tuning.kind == "lora" else config.tuning.kind
+    return f"{config.preset}: {config.dataset.name}, {config.model.name}, {tuning}, seed {config.seed}"
+
+
+class _Steps:
+    """The stages in order, and how long each has run."""
+
+    def __init__(self, steps: Sequence[str]) -> None:
+        self._steps = list(steps)
+        self._started = 0.0
+        self._begun = time.monotonic()
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the running stage began."""
+        return time.monotonic() - self._started
+
+    def place(self, stage: str) -> str:
+        """The stage's place among all."""
+        if stage not in self._steps:
+            return ""
+        return f"{self._steps.index(stage) + 1:>2}/{len(self._steps)}"
+
+    def finished(self, event: StageEvent) -> str:
+        """The line that stays when a stage has ended."""
+        mark, colour = _MARKS[event.state]
+        how = "reused" if event.state == "cached" else _duration(self.seconds)
+        place, facts = self.place(event.stage), escape(stage_facts(event.counts))
+        return f"[{colour}]{mark}[/{colour}] [dim]{place}[/dim] {event.stage:<10} [dim]{how:>8}[/dim]  {facts}"
+
+
+class _Live:
+    """One moving line for the running stage, beneath the lines of those that have ended."""
+
+    def __init__(self, console: Console, steps: Sequence[str]) -> None:
+        self._steps = _Steps(steps)
+        self._task: TaskID | None = None
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[dim]{task.fields[place]}[/dim] {task.description:<10}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[left]}[/dim]  {task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self._progress.start()
+
+    def __call__(self, event: StageEvent) -> None:
+        if event.state == "started":
+            self._steps.start()
+            self._remove()
+            place = self._steps.place(event.stage)
+            self._task = self._progress.add_task(event.stage, total=None, place=place, note="", left="")
+        elif event.state == "running" and self._task is not None:
+            left = _left(event, self._steps.seconds)
+            note = escape(event.note)
+            self._progress.update(self._task, completed=event.done, total=event.total, note=note, left=left)
+        elif event.state in _MARKS:
+            self._remove()
+            self._progress.console.print(self._steps.finished(event))
+
+    def _remove(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Plain:
+    """Lines only, for files and pipes."""
+
+    def __init__(self, console: Console, steps: Sequence[str]) -> None:
+        self._console = console
+        self._steps = _Steps(steps)
+        self._told = 0.0
+
+    def __call__(self, event: StageEvent) -> None:
+        if event.state == "started":
+            self._steps.start()
+            self._told = time.monotonic()
+        elif event.state == "running" and time.monotonic() - self._told >= _PLAIN_SECONDS:
+            self._told = time.monotonic()
+            share = f"{100 * event.done / event.total:.0f} %" if event.total else ""
+            left = _left(event, self._steps.seconds)
+            parts = [part for part in (share, event.note, left) if part]
+            self._console.print(f"  {self._steps.place(event.stage)} {event.stage:<10} {escape(', '.join(parts))}")
+        elif event.state in _MARKS:
+            self._console.print(self._steps.finished(event), soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def _left(event: StageEvent, seconds: float) -> str:
+    """How long the stage will still take, once that can be told."""
+    if not event.total or event.done <= 0 or seconds < 2:
+        return ""
+    left = seconds * (event.total - event.done) / event.done
+    return f"{_duration(max(0.0, left))} left"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+_SHOWN = {
+    "lines": "lines",
+    "windows": "windows",
+    "anomalous": "anomalous",
+    "rejected": "lines rejected",
+    "messages": "distinct messages",
+    "sequences": "distinct windows",
+    "tokens": "tokens",
+    "truncated": "windows cut",
+    "train": "to train",
+    "calibration": "to calibrate",
+    "validation": "to validate",
+    "test": "to test",
+    "clients": "clients",
+    "rounds": "rounds",
+    "scored": "windows scored",
+    "alerts": "windows explained",
+}
+
+
+def stage_facts(counts: Mapping[str, Any]) -> str:
+    """The numbers of a stage that say most, in words."""
+    shown = [
+        f"{counts[name]:,} {word}"
+        for name, word in _SHOWN.items()
+        if isinstance(counts.get(name), int) and counts[name]
+    ]
+    return ", ".join(shown)
+
+
+def show_report(run_id: str | None) -> None:
+    """Print the summary of a finished run, the newest if none is named."""
+    from storage.errors import DataError
+    from storage.layout import current
+    from storage.reports import terminal_report
+    from storage.runs import records, summary_of
+
+    finished = [facts.run_id for facts in records() if facts.status == "finished"]
+    if run_id is None and not finished:
+        raise DataError("There is no finished run yet; start one with `atalaia run demo`.")
+    chosen = run_id or finished[-1]
+    summary = summary_of(chosen)
+    console = Console()
+    console.print(terminal_report(summary))
+    console.print(f"[dim]The whole report: {current().run(chosen) / 'report.html'}[/dim]", soft_wrap=True)
+
+
+def show_runs(found: list[dict[str, Any]]) -> None:
+    """Print the runs as a table, newest last."""
+    from rich.table import Table
+
+    columns = ("run_id", "dataset", "tuning", "rank", "rounds", "seed", "status", "score", "auroc")
+    table = Table(*columns, "label-free F1", "best rule", box=None)
+    for row in found:
+        free, rule = row["label_free"] or {}, row["best_rule"] or {}
+        last = [_cell(free.get("f1")), f"{rule.get('name')} {_cell(rule.get('f1'))}" if rule else ""]
+        table.add_row(*[_cell(row[name]) for name in columns], *last)
+    Console().print(table if found else "No runs yet; start one with `atalaia run demo`.")
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def show_query(sql: str | None, view: str | None) -> None:
+    """Print what a query gives: a table on a terminal, tab-separated values in a pipe."""
+    from storage.errors import DataError
+    from storage.layout import current
+    from storage.rounds import query
+
+    if (sql is None) == (view is None):
+        raise DataError("Give a query or --view NAME, for example: atalaia query --view rounds")
+    result = query(sql or f"SELECT * FROM {view}", current())
+    if not sys.stdout.isatty():
+        sys.stdout.write(result.write_csv(separator="\t"))
+        return
+    from rich.table import Table
+
+    table = Table(*result.columns, box=None)
+    for row in result.iter_rows():
+        table.add_row(*[_cell(value) for value in row])
+    Console().print(table)

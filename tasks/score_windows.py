@@ -1,0 +1,141 @@
+"""Task: score the windows with the adapters of the rounds; nothing is scored twice, whichever run asks."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fl.adapter import Tuning, attach_adapter, load_adapter_arrays
+from fl.model import LoadedModel, load_model
+from fl.scoring import score_sequences
+from storage.adapters import CommittedRound, committed_rounds
+from storage.layout import current
+from storage.progress import Progress
+from storage.stages import NewStage, Stage
+from tasks.caching import source_hash
+from tasks.prepare_model import model_folder
+from tasks.progress import progress_of
+from tasks.stage_task import stage
+
+JUDGED = ("calibration", "validation", "test")
+
+
+@stage("score")
+def score_windows(
+    new: NewStage,
+    model: Stage,
+    tokenized: Stage,
+    split: Stage,
+    trained: Stage,
+    tuning: Tuning,
+    seed: int,
+    rounds: Sequence[int],
+    ks: Sequence[int],
+    quantization: str,
+    device: str,
+) -> None:
+    """Score each distinct sequence of calibration, validation and test once per adapter."""
+    started = time.monotonic()
+    sequences = _judged_sequences(tokenized, split)
+    chosen = [found for found in committed_rounds(Path(trained.path)) if found.number in set(rounds)]
+    scorer = _Scorer(model, tuning, seed, tuple(ks), quantization, device)
+    computed = 0
+    for position, found in enumerate(chosen):
+        tell = _part(progress_of("score"), position, len(chosen), found.number)
+        table, fresh = scorer.scores(found, sequences, tell)
+        table.write_parquet(new.path / f"round-{found.number:04d}.parquet")
+        computed += fresh
+    new.counts |= {
+        "rounds": [found.number for found in chosen],
+        "adapter_hashes": [found.adapter_hash for found in chosen],
+        "sequences": len(sequences),
+        "scored": computed,
+        "seconds": round(time.monotonic() - started, 1),
+        "reasons": scorer.reasons,
+    }
+
+
+def _judged_sequences(tokenized: Stage, split: Stage) -> pl.DataFrame:
+    """The distinct sequences of all windows that are judged or calibrated with, in a stable order."""
+    judged = pl.scan_parquet(split.file("splits.parquet")).filter(pl.col("split").is_in(JUDGED)).select("window_id")
+    windows = pl.scan_parquet(tokenized.file("windows.parquet")).select("window_id", "sequence_id")
+    wanted = windows.join(judged, on="window_id", how="semi").select("sequence_id").unique()
+    sequences = pl.scan_parquet(tokenized.file("sequences.parquet"))
+    columns = ["sequence_id", "sequence_hash", "token_ids", "message_starts"]
+    return sequences.select(columns).join(wanted, on="sequence_id", how="semi").sort("sequence_id").collect()
+
+
+def _part(progress: Progress, position: int, parts: int, number: int) -> Progress:
+    """Progress of one adapter as a part of all."""
+
+    def tell(done: float, total: float | None, note: str = "") -> None:
+        share = done / total if total else 0.0
+        what = "untouched model" if number == 0 else f"round {number}"
+        progress(position + share, float(parts), f"{what}, adapter {position + 1} of {parts}")
+
+    return tell
+
+
+class _Scorer:
+    """Scores by adapter; the model is loaded when the first sequence has none yet."""
+
+    def __init__(
+        self, model: Stage, tuning: Tuning, seed: int, ks: tuple[int, ...], quantization: str, device: str
+    ) -> None:
+        self._model, self._tuning, self._seed, self._ks = model, tuning, seed, ks
+        self._quantization, self._device = quantization, device
+        self._loaded: LoadedModel | None = None
+        self._adapted: Any = None
+        self.reasons: dict[str, str] = {}
+
+    def scores(self, found: CommittedRound, sequences: pl.DataFrame, progress: Progress) -> tuple[pl.DataFrame, int]:
+        """The score columns of each sequence, and how many sequences had to be computed."""
+        known = self._known(found)
+        missing = sequences if known is None else sequences.join(known, on="sequence_hash", how="anti")
+        if not missing.is_empty():
+            fresh = self._compute(found, missing, progress)
+            known = fresh if known is None else pl.concat([known, fresh])
+            self._keep(found, known)
+        assert known is not None
+        keys = sequences.select("sequence_id", "sequence_hash")
+        return keys.join(known, on="sequence_hash", how="left", maintain_order="left"), len(missing)
+
+    def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
+        progress(0, 1)
+        if self._loaded is None:
+            self._loaded = load_model(model_folder(self._model), self._quantization, self._device)
+            self._adapted = attach_adapter(self._loaded, self._tuning, self._seed)
+            self.reasons = self._loaded.reasons
+        load_adapter_arrays(self._adapted, found.arrays())
+        columns = score_sequences(
+            self._adapted,
+            self._loaded,
+            [row.to_numpy() for row in missing["token_ids"]],
+            [row.to_numpy() for row in missing["message_starts"]],
+            self._ks,
+            progress=progress,
+        )
+        return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns})
+
+    def _file(self, found: CommittedRound) -> Path:
+        """Where the scores of an adapter lie: apart for every model, way of loading it, K and scoring source."""
+        facts = [self._model.fingerprint, self._quantization, self._device, self._tuning.kind, self._ks]
+        facts += [self._tuning.scale_numerator / self._tuning.rank, source_hash(["fl.scoring", "fl.adapter"])]
+        name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        return current().scores / name / f"{found.adapter_hash}.parquet"
+
+    def _known(self, found: CommittedRound) -> pl.DataFrame | None:
+        try:
+            return pl.read_parquet(self._file(found))
+        except (OSError, pl.exceptions.PolarsError):
+            return None
+
+    def _keep(self, found: CommittedRound, scores: pl.DataFrame) -> None:
+        path = self._file(found)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        scores.write_parquet(temporary)
+        temporary.replace(path)

@@ -1,0 +1,75 @@
+"""Task: turn scores into a detector, and say how well it detects."""
+
+import json
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from fl.evaluation import evaluate
+from fl.metrics_table import UNKNOWN, Windows
+from storage.stages import NewStage, Stage
+from tasks.stage_task import stage
+
+_KEYS = {"sequence_id", "sequence_hash"}
+
+
+@stage("evaluate")
+def search_threshold(
+    new: NewStage,
+    tokenized: Stage,
+    split: Stage,
+    scored: Stage,
+    score: str,
+    k: int | None,
+    false_alarm_rate: float,
+    seed: int,
+) -> None:
+    """Find the three thresholds, and judge every scored round and the simple rules by the labels there are."""
+    table = _windows_table(tokenized, split)
+    rounds = {number: _columns(scored, number, table) for number in scored.counts["rounds"]}
+    found = evaluate(_windows(table), rounds, score, k, false_alarm_rate, seed=seed)
+    pl.DataFrame(found.metrics, infer_schema_length=None).write_parquet(new.path / "metrics.parquet")
+    pl.DataFrame(found.rules, infer_schema_length=None).write_parquet(new.path / "rules.parquet")
+    kept = ["window_id", "sequence_hash", "split", "label", "kind"]
+    scores = pl.Series("score", found.window_scores, nan_to_null=True)
+    table.select(kept).with_columns(scores).write_parquet(new.path / "window_scores.parquet")
+    (new.path / "findings.json").write_text(json.dumps(found.findings, indent=1))
+    new.counts |= _counts(found.findings)
+
+
+def _windows_table(tokenized: Stage, split: Stage) -> pl.DataFrame:
+    splits = pl.scan_parquet(split.file("splits.parquet"))
+    columns = ["window_id", "sequence_id", "sequence_hash", "label", "kind", "message_ids"]
+    windows = pl.scan_parquet(tokenized.file("windows.parquet")).select(columns)
+    return windows.join(splits, on="window_id", how="left", maintain_order="left").sort("window_id").collect()
+
+
+def _windows(table: pl.DataFrame) -> Windows:
+    messages = table["message_ids"]
+    return Windows(
+        sequence=table["sequence_id"].to_numpy().astype(np.int64),
+        split=table["split"].to_numpy().astype(np.str_),
+        label=table["label"].fill_null(UNKNOWN).to_numpy().astype(np.int8),
+        message_ids=messages.explode(empty_as_null=False).to_numpy().astype(np.uint32),
+        lengths=messages.list.len().to_numpy().astype(np.int64),
+        kind=table["kind"].to_numpy() if table["kind"].null_count() < len(table) else None,
+    )
+
+
+def _columns(scored: Stage, number: int, table: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Score columns by sequence id; NaN for sequences that were not scored."""
+    scores = pl.read_parquet(scored.file(f"round-{number:04d}.parquet"))
+    sequences = pl.DataFrame({"sequence_id": range(int(table["sequence_id"].max() or 0) + 1)})  # type: ignore[arg-type]
+    ids = sequences.with_columns(pl.col("sequence_id").cast(scores.schema["sequence_id"]))
+    full = ids.join(scores, on="sequence_id", how="left", maintain_order="left")
+    return {
+        name: full[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        for name in full.columns
+        if name not in _KEYS
+    }
+
+
+def _counts(findings: dict[str, Any]) -> dict[str, Any]:
+    names = ("round", "score", "k", "windows", "anomalies", "auroc", "average_precision")
+    return {name: findings.get(name) for name in names}
