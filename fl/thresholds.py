@@ -94,6 +94,11 @@ class Ranking:
             return None
         return float(np.sum(self.anomalous * self.caught / (self.caught + self.alarmed)) / self.anomalies)
 
+    @property
+    def precision_recall(self) -> tuple[Floats, Floats]:
+        """Precision and recall when flagging down to each distinct score, the highest first."""
+        return self.caught / (self.caught + self.alarmed), self.caught / max(1, self.anomalies)
+
     def at(self, threshold: float) -> Detection:
         """What flagging every score above `threshold` catches."""
         flagged = int(np.searchsorted(-self.scores, -threshold, side="left"))

@@ -1,0 +1,242 @@
+"""The figures of a run, each as SVG for reports and PNG for everything else; plain numbers in, two paths out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+NORMAL, ANOMALOUS, MODEL, RULE = "#4477aa", "#cc3311", "#1f5f9e", "#777777"
+SEQUENCE = ("#b5d4ea", "#6aaed6", "#2e7ebc", "#08468b")
+SURPRISE_COLOURS = {
+    "max_token": "#cc3311",
+    "mean_token": "#ee9944",
+    "max_message": "#882255",
+    "mean_message": "#cc79a7",
+}
+THRESHOLD_STYLES = {"label_free": "-", "validated": "--", "oracle": ":"}
+SURPRISE_WORDS = {
+    "max_token": "highest token surprise",
+    "mean_token": "mean token surprise",
+    "max_message": "highest message surprise",
+    "mean_message": "mean message surprise",
+}
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "grid.color": "#e4e8ec",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    # The same numbers give the same file.
+    "svg.hashsalt": "atalaia",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure on disk."""
+
+    caption: str
+    svg: Path
+    png: Path
+
+
+@contextmanager
+def _picture(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+
+
+def _save(figure: Figure, path: Path, caption: str) -> Picture:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Picture(caption, path.with_suffix(".svg"), path.with_suffix(".png"))
+    figure.savefig(picture.svg, metadata={"Date": None, "Creator": None})
+    figure.savefig(picture.png, dpi=144, metadata={"Software": None})
+    return picture
+
+
+def partition_sizes(sizes: Sequence[int], path: Path) -> Picture:
+    """Training windows of each client."""
+    with _picture(7, 3) as (figure, (axes,)):
+        axes.bar(range(len(sizes)), sizes, color=NORMAL, width=0.8)
+        axes.set(xlabel="client", ylabel="training windows", title=_sizes_title(sizes))
+        axes.grid(axis="x", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        return _save(figure, path, "Training windows of each client")
+
+
+def _sizes_title(sizes: Sequence[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    spread = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
+    return f"{sum(sizes):,} training windows over {len(sizes)} clients, {spread}"
+
+
+def loss_by_round(
+    rounds: pl.DataFrame, clients: pl.DataFrame, held_out: Sequence[tuple[int, float]], path: Path
+) -> Picture:
+    """Training loss by round, its clients as points, and the held-out loss on calibration windows.
+
+    `rounds` and `clients` have columns round and loss; `held_out` holds (round, loss), round 0 the untouched model.
+    """
+    trained = rounds.filter(pl.col("round") > 0).sort("round")
+    with _picture(7, 3.6) as (figure, (axes,)):
+        mark: Any = {"s": 22, "color": "#88b4dd", "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
+        axes.scatter(clients["round"], clients["loss"], label="training, one client", **mark)
+        style: Any = {"marker": _marker(trained), "markersize": 4}
+        axes.plot(trained["round"], trained["loss"], color=NORMAL, label="training, mean of the round", **style)
+        if held_out:
+            numbers, losses = zip(*sorted(held_out), strict=True)
+            axes.plot(numbers, losses, color=ANOMALOUS, label="normal windows not trained on", **style)
+        axes.set(xlabel="round (0: untouched model)", ylabel="loss (nats a token)", title="Loss by round")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+        return _save(figure, path, "Loss by round")
+
+
+def _marker(points: Sequence[object] | pl.DataFrame) -> str:
+    """Markers where there are few points, a bare line where they would touch."""
+    return "o" if len(points) <= 25 else ""
+
+
+def f1_by_round(
+    metrics: pl.DataFrame, rules: Mapping[str, float], path: Path, chosen: tuple[str, int | None] | None = None
+) -> Picture:
+    """Test F1 by round for each K and surprise, label-free beside oracle, with the simple rules as lines.
+
+    `metrics` is metrics.parquet; `rules` holds each rule's F1 there; `chosen` is the (score, K) to show bold.
+    """
+    shown = metrics.filter(
+        (pl.col("split") == "test") & (pl.col("population") == "all") & (pl.col("score") != "unaligned")
+    )
+    with _picture(11, 4.6, columns=2) as (figure, panels):
+        kinds = {"label_free": "Label-free threshold", "oracle": "Oracle threshold (best on the test labels)"}
+        for axes, (kind, title) in zip(panels, kinds.items(), strict=True):
+            _f1_lines(axes, shown.filter(pl.col("threshold_kind") == kind), chosen)
+            for f1 in rules.values():
+                axes.axhline(f1, color=RULE, linewidth=0.9, linestyle="--", zorder=1)
+            axes.set(xlabel="round (0: untouched model)", title=title, ylim=(-0.02, 1.03))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("F1, all test windows")
+        _name_rules(panels[1], rules)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        return _save(figure, path, "F1 by round and score, beside the simple rules")
+
+
+def _f1_lines(axes: Axes, rows: pl.DataFrame, chosen: tuple[str, int | None] | None) -> None:
+    ks = sorted(rows["k"].drop_nulls().unique())
+    colours = {k: SEQUENCE[min(i, len(SEQUENCE) - 1)] for i, k in enumerate(ks)}
+    for (score, k), group in rows.sort("round").group_by(["score", "k"], maintain_order=True):
+        stressed = (score, k) == chosen
+        name = f"top-{k} accuracy" if score == "top_k" else SURPRISE_WORDS.get(str(score), str(score))
+        axes.plot(
+            group["round"],
+            group["f1"],
+            color=colours[k] if score == "top_k" else SURPRISE_COLOURS.get(str(score), MODEL),
+            linewidth=3 if stressed else 1.4,
+            zorder=4 if stressed else 3,
+            marker=_marker(group),
+            markersize=5 if stressed else 3.5,
+            label=f"{name} (chosen)" if stressed else name,
+        )
+
+
+def _name_rules(axes: Axes, rules: Mapping[str, float], gap: float = 0.05) -> None:
+    """The rules' names at the right of their lines, moved apart where they would overlap."""
+    height = -1.0
+    for name, f1 in sorted(rules.items(), key=lambda item: item[1]):
+        height = max(f1, height + gap)
+        where: Any = {"xycoords": ("axes fraction", "data"), "textcoords": ("axes fraction", "data")}
+        line = {"arrowstyle": "-", "color": RULE, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(
+            f"{name}, {f1:.2f}", (1.0, f1), (1.03, height), va="center", fontsize=8.5, arrowprops=line, **where
+        )
+
+
+def score_histograms(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    thresholds: Mapping[str, float],
+    score: str,
+    path: Path,
+    bins: int = 60,
+) -> Picture:
+    """How many test windows have which score, normal and anomalous apart, on a logarithmic scale.
+
+    Labels: 1 anomalous, 0 normal, -1 unknown; `thresholds` by kind; `score` in words names the axis.
+    """
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    edges = np.histogram_bin_edges(values, bins=bins).tolist()
+    with _picture(8.4, 3.8) as (figure, (axes,)):
+        groups = {"normal": (truth == 0, NORMAL), "anomalous": (truth == 1, ANOMALOUS), "no label": (truth < 0, RULE)}
+        for name, (chosen, colour) in groups.items():
+            if chosen.any():
+                label = f"{name} ({chosen.sum():,})"
+                axes.hist(values[chosen], edges, color=colour, alpha=0.55, edgecolor=colour, linewidth=0.4, label=label)
+        for kind, value in thresholds.items():
+            name = f"{kind.replace('_', '-')} threshold"
+            axes.axvline(value, color="#222222", linestyle=THRESHOLD_STYLES.get(kind, "-"), linewidth=1.2, label=name)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set(xlabel=score, ylabel="test windows", title="Scores of the test windows")
+        figure.legend(loc="outside right upper")
+        return _save(figure, path, "Scores of normal and anomalous test windows")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A precision-recall curve, from the highest threshold to the lowest."""
+
+    recall: Sequence[float]
+    precision: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One detector at its threshold, or a simple rule."""
+
+    recall: float
+    precision: float
+
+
+def precision_recall(
+    curves: Mapping[str, Curve],
+    thresholds: Mapping[str, Point],
+    rules: Mapping[str, Point],
+    prevalence: float,
+    path: Path,
+) -> Picture:
+    """Precision against recall of the tuned model (first of `curves`) and others, with thresholds and simple rules."""
+    with _picture(8.4, 5) as (figure, (axes,)):
+        for (name, curve), colour in zip(curves.items(), (MODEL, "#9ab8d3", "#c9c9c9"), strict=False):
+            recall, precision = [0.0, *curve.recall], [curve.precision[0], *curve.precision]
+            axes.step(recall, precision, where="pre", color=colour, label=name)
+        for (kind, point), (marker, size) in zip(thresholds.items(), (("o", 7), ("s", 10), ("D", 13)), strict=False):
+            name = f"{kind.replace('_', '-')} threshold"
+            fill = MODEL if marker == "o" else "none"
+            axes.plot(point.recall, point.precision, marker, color=MODEL, mfc=fill, markersize=size, label=name)
+        for (name, point), marker in zip(rules.items(), "^v<>", strict=False):
+            axes.plot(point.recall, point.precision, marker, color=ANOMALOUS, markersize=7, label=f"rule: {name}")
+        axes.axhline(prevalence, color=RULE, linestyle=":", linewidth=1, label=f"chance ({prevalence:.1%})")
+        axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.03), ylim=(0, 1.04))
+        axes.set_title("Precision and recall, all test windows")
+        figure.legend(loc="outside right upper")
+        return _save(figure, path, "Precision and recall beside the simple rules")
