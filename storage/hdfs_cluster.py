@@ -1,4 +1,4 @@
-"""The simulated Hadoop cluster: nodes with clocks and thread counters, jobs that write, read and delete, and the merged log.
+"""The simulated Hadoop cluster: nodes with clocks and thread counters, the schedule of jobs, and the merged log.
 
 The forms of the messages are those of HDFS_v1; the schedule is a day and a half of the benchmark that log is known for:
 random writers and random text writers, sorts and word counts over what they wrote, and the removal of their folders.
@@ -8,7 +8,7 @@ import random
 from bisect import bisect
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -150,7 +150,7 @@ def _hosts(draw: random.Random) -> list[int]:
     return draw.sample(range(256 * 4, 256 * 216), NODES)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _threads_started(minute: int) -> float:
     """Threads that a mean node started by a minute: 5 a minute, 14 more while a job writes, 33 in the first job."""
     written = sum(

@@ -1,4 +1,4 @@
-"""The failures of HDFS blocks that Xu et al. found in this log (SOSP 2009, table of detected anomalies), as lives of a block.
+"""The failures that Xu et al. found in this log (SOSP 2009, table of detected anomalies), as lives of a block.
 
 Each kind's share is its count in that table. Texts are those of HDFS_v1; what leads to them here is our reading of it.
 """
@@ -6,21 +6,52 @@ Each kind's share is its count in that table. Texts are those of HDFS_v1; what l
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.hdfs_cluster import END, NAMENODE_HANDLERS, Outage
-from storage.hdfs_lifecycle import DELETER, NAMENODE, RECEIVER, RESPONDER, XCEIVER, Lifecycle
+from storage.hdfs_cluster import END, NAMENODE_HANDLERS, Cluster, Outage
+from storage.hdfs_lifecycle import RECEIVER, RESPONDER, XCEIVER, Block, Lifecycle
 
 Life = Callable[[Lifecycle, float | None], None]
 """Writes a whole life, given the second at which the block's folder is removed (None: it is not)."""
 
 
+Condition = Callable[[Cluster, Block, float | None], bool]
+"""Whether a failure can befall a block of the cluster, given the second at which its folder is removed."""
+
+
+def always(cluster: Cluster, block: Block, deleted: float | None) -> bool:
+    """Any block."""
+    return True
+
+
+def is_deleted(cluster: Cluster, block: Block, deleted: float | None) -> bool:
+    """Blocks whose folder is removed before the log ends."""
+    return deleted is not None
+
+
+def is_read_often(cluster: Cluster, block: Block, deleted: float | None) -> bool:
+    """Blocks that several jobs read before they are removed."""
+    return deleted is not None and len(block.job.passes) > 2
+
+
+def sees_outage(cluster: Cluster, block: Block, deleted: float | None) -> bool:
+    """Blocks during whose life a node is lost and comes back."""
+    return deleted is not None and bool(outages_between(cluster, block, deleted))
+
+
+def outages_between(cluster: Cluster, block: Block, deleted: float | None) -> list[Outage]:
+    """The outages that begin and end while the block lives."""
+    first = block.allocated + 400
+    last = (END if deleted is None else deleted) - 120
+    return [outage for outage in cluster.outages if first < outage.lost and outage.back < last]
+
+
 @dataclass(frozen=True)
 class Failure:
-    """A kind of failure, how often it was counted, and whether it can only be seen when the block is deleted."""
+    """A kind of failure, how often it was counted, and which blocks it can befall."""
 
     kind: str
     count: int
     life: Life
-    needs_deletion: bool = False
+    befalls: Condition = always
 
 
 def namenode_not_updated(life: Lifecycle, deleted: float | None) -> None:
@@ -58,40 +89,30 @@ def write_failed_at_beginning(life: Lifecycle, deleted: float | None) -> None:
 
 
 def replica_immediately_deleted(life: Lifecycle, deleted: float | None) -> None:
-    """The block counts as short of a replica, gets a new one, and the surplus is removed when the missing one reports."""
-    outages = outages_between(life, deleted)
-    if life.draw.random() < 0.38 or not outages:
-        _short_after_write(life)
-    else:
-        life.write()
-        _outages(life, outages, 2 if life.draw.random() < 0.4 else 1)
-    life.live_until(deleted)
-    if deleted is not None:
-        life.delete(deleted)
-
-
-def outages_between(life: Lifecycle, deleted: float | None) -> list[Outage]:
-    """The outages that begin and end while the block lives."""
-    first = life.block.allocated + 400
-    last = (END if deleted is None else deleted) - 120
-    return [outage for outage in life.cluster.outages if first < outage.lost and outage.back < last]
-
-
-def _outages(life: Lifecycle, outages: list[Outage], count: int) -> None:
+    """A block short of a replica gets a new one, and the surplus is removed when the missing one reports."""
+    life.write()
+    outages = outages_between(life.cluster, life.block, deleted)
+    count = 2 if life.draw.random() < 0.4 else 1
     for outage in sorted(life.draw.sample(outages, min(count, len(outages))), key=lambda outage: outage.lost):
         life.outage(outage)
+    ordinary_end(life, deleted)
 
 
-def _short_after_write(life: Lifecycle, removed: bool = True) -> None:
+def surplus_after_write(life: Lifecycle, deleted: float | None) -> None:
+    """The same, where the third replica was only late to report."""
+    short_after_write(life)
+    ordinary_end(life, deleted)
+
+
+def short_after_write(life: Lifecycle) -> None:
     """The file is closed before the third replica reports, and the monitor passes by just then."""
     life.write(late=0.3 + life.soon(1.5))
     block, draw = life.block, life.draw
     asked = block.written + draw.uniform(-0.5, 0.6)
     arrived = life.replicate(asked, block.pipeline[2], [life.other_node()])
-    if removed:
-        surplus = draw.choice(block.holders)
-        block.holders.remove(surplus)
-        life.delete_on(surplus, arrived + life.soon(4))
+    surplus = draw.choice(block.holders)
+    block.holders.remove(surplus)
+    life.delete_on(surplus, arrived + life.soon(4))
 
 
 def unknown_block(life: Lifecycle, deleted: float | None) -> None:
@@ -126,24 +147,20 @@ def redundant_report(life: Lifecycle, deleted: float | None) -> None:
 
 def replica_gone(life: Lifecycle, deleted: float | None) -> None:
     """The removal of a surplus replica is not booked, so that the deletion asks a node that no longer has it."""
-    outages = outages_between(life, deleted)
-    if outages and life.draw.random() < 0.6:
+    outages = outages_between(life.cluster, life.block, deleted)
+    if outages:
         life.write()
-        former = list(life.block.holders)
-        _outages(life, outages, 1)
-        gone = [node for node in former if node not in life.block.holders]
+        life.outage(life.draw.choice(outages))
     else:
-        _short_after_write(life, removed=False)
-        gone = []
+        short_after_write(life)
     life.live_until(deleted)
     if deleted is None:
         return
-    gone = gone or [life.draw.choice(life.block.holders)]
-    life.invalidate(deleted, [*life.block.holders, *(node for node in gone if node not in life.block.holders)])
+    gone = life.other_node()
+    life.invalidate(deleted, [*life.block.holders, gone])
     for node in life.block.holders:
         life.delete_on(node, deleted + life.deletion_lag())
-    for node in gone:
-        life.delete_failed(node, deleted + life.deletion_lag())
+    life.delete_failed(gone, deleted + life.deletion_lag())
 
 
 def empty_packet(life: Lifecycle, deleted: float | None) -> None:
@@ -220,17 +237,18 @@ def lost_transfer(life: Lifecycle, deleted: float | None) -> None:
 
 
 FAILURES = (
-    Failure("Namenode not updated after deleting block", 4297, namenode_not_updated, needs_deletion=True),
+    Failure("Namenode not updated after deleting block", 3850, namenode_not_updated, is_deleted),
+    Failure("Namenode not updated after deleting block", 447, namenode_not_updated, is_read_often),
     Failure("Write exception client give up", 3225, write_exception),
     Failure("Write failed at beginning", 2950, write_failed_at_beginning),
-    Failure("Replica immediately deleted", 2809, replica_immediately_deleted, needs_deletion=True),
-    Failure("Received block that does not belong to any file", 1240, unknown_block, needs_deletion=True),
+    Failure("Replica immediately deleted", 1959, replica_immediately_deleted, sees_outage),
+    Failure("Replica immediately deleted", 850, surplus_after_write, is_deleted),
+    Failure("Received block that does not belong to any file", 1240, unknown_block, is_deleted),
     Failure("Redundant addStoredBlock request received", 953, redundant_report),
-    Failure("Delete a block that no longer exists on data node", 724, replica_gone, needs_deletion=True),
+    Failure("Delete a block that no longer exists on data node", 505, replica_gone, sees_outage),
+    Failure("Delete a block that no longer exists on data node", 219, replica_gone, is_deleted),
     Failure("Empty packet for block", 476, empty_packet),
     Failure("Receive block exception", 89, receive_exception),
     Failure("Replication monitor timed out", 45, replication_timed_out),
     Failure("Other", 108, lost_transfer),
 )
-
-__all__ = ["DELETER", "FAILURES", "NAMENODE", "Failure"]

@@ -1,4 +1,4 @@
-"""The life of one HDFS block: allocated, written through a pipeline of three nodes, scanned, read, replicated, deleted."""
+"""The life of one HDFS block: allocated, written through a pipeline of nodes, scanned, read, replicated, deleted."""
 
 import random
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ RESPONDER = "INFO dfs.DataNode$PacketResponder"
 RECEIVER = "INFO dfs.DataNode$BlockReceiver"
 DATANODE = "INFO dfs.DataNode"
 DELETER = 19
-"""Thread of a data node's heartbeats, where deletions and transfers start, and of the name node's replication monitor."""
+"""Thread of a data node's heartbeats, for deletions and transfers; also the name node's replication monitor."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Lifecycle:
         return self.block.pipeline[max(0, hop - 1)]
 
     def finish(self, time: float, empty_packets: bool = False, late: float = 0.0) -> None:
-        """The last packet is acknowledged from the end of the pipeline to its start, and each node reports its replica."""
+        """The last packet is acknowledged from the pipeline's end to its start, and each node reports its replica."""
         block = self.block
         for hop in (2, 1, 0):
             node, thread = block.pipeline[hop], block.threads[hop] + 1
@@ -154,7 +154,7 @@ class Lifecycle:
         self.block.reads += 2 + full
 
     def _read_by_sort(self, begin: float) -> None:
-        """The split's reader opens twice (the first stream is closed early); the split before reads over its own end."""
+        """The split's reader opens twice (first stream closed early); the split before reads over its own end."""
         self.served(begin + self.soon(14))
         if self.block.size < FULL_BLOCK:
             return
@@ -204,7 +204,7 @@ class Lifecycle:
 
     def deletion_lag(self) -> float:
         """Seconds until a data node asks for its deletions and gets to this one."""
-        return self.draw.gammavariate(3.4, 57)
+        return self.soon(60) if self.draw.random() < 0.01 else self.draw.gammavariate(3.4, 57)
 
     def delete(self, time: float) -> None:
         """The ordinary end: three replicas marked, three removed."""
