@@ -99,7 +99,9 @@ class DatasetSpec(BaseModel):
     def _names_its_fields(self) -> "DatasetSpec":
         for field in filter(None, [self.label_field, self.site_field]):
             if field not in self.log_format.fields:
-                raise ValueError(f"field {field} is not in the format; its fields are {', '.join(self.log_format.fields)}")
+                raise ValueError(
+                    f"field {field} is not in the format; its fields are {', '.join(self.log_format.fields)}"
+                )
         return self
 
     @property

@@ -19,7 +19,7 @@ def read_labels(path: Path) -> pl.DataFrame:
     try:
         table = pl.read_csv(path, infer_schema=False)
     except OSError as error:
-        raise SourceError(f"Cannot read the labels {path}: {error.strerror or error}; check the path.") from error
+        raise SourceError(f"Cannot read the labels {path.name}: {_first_line(error)}; check the path.") from error
     except pl.exceptions.PolarsError as error:
         raise FormatError(f"{path.name} is not a CSV file of keys and labels: {_first_line(error)}.") from error
     if table.width < 2:
@@ -37,7 +37,9 @@ def _with_values(labels: pl.DataFrame, path: Path) -> pl.DataFrame:
     words = labels["word"].unique(maintain_order=True)
     unknown = [word for word in words if word.lower() not in _VALUES]
     if unknown:
-        raise FormatError(f"{path.name} holds the label {unknown[0][:40]!r}; known are Normal and Anomaly, 0 and 1, false and true.")
+        raise FormatError(
+            f"{path.name} holds the label {unknown[0][:40]!r}; known are Normal and Anomaly, 0 and 1, false and true."
+        )
     values = pl.Series([_VALUES[word.lower()] for word in words], dtype=pl.Int8)
     return labels.select("key", label=pl.col("word").replace_strict(words, values, return_dtype=pl.Int8), kind="kind")
 

@@ -138,7 +138,9 @@ def _contents(data: bytes, spec: "DatasetSpec", rules: MaskRules) -> pl.DataFram
     """The contents of a chunk's lines, and a form of each (column short) that few lines differ in."""
     fields = spec.log_format.parse(decode_lines(data, spec.encoding).text, [CONTENT])
     content = pl.col(CONTENT)
-    return fields.select(content=content, short=content.str.replace_all("[0-9]+", "0") if rules.blind_to_digits else content)
+    return fields.select(
+        content=content, short=content.str.replace_all("[0-9]+", "0") if rules.blind_to_digits else content
+    )
 
 
 class _Messages:
@@ -188,4 +190,6 @@ class _Messages:
     def table(self) -> pl.DataFrame:
         """One row a message: message_id, text, lines."""
         schema = {"message_id": pl.UInt32, "text": pl.String, "lines": pl.UInt64}
-        return pl.DataFrame({"message_id": range(len(self._ids)), "text": list(self._ids), "lines": self._lines}, schema=schema)
+        return pl.DataFrame(
+            {"message_id": range(len(self._ids)), "text": list(self._ids), "lines": self._lines}, schema=schema
+        )

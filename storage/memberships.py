@@ -21,19 +21,20 @@ class Membership(Protocol):
         """After the last chunk: how many windows, by first appearance, are not contained in another; None for all."""
 
 
-def session_keys(texts: pl.DataFrame, pattern: str) -> pl.DataFrame:
-    """The distinct keys that each text (columns row, text) names, in the order it names them (columns row, key).
+def session_keys(texts: pl.DataFrame, pattern: str) -> tuple[pl.DataFrame, int]:
+    """The distinct keys that each text (columns row, text) names, in its order (columns row, key), and how many texts name keys repeatedly.
 
     The key is the pattern's first group where it has one, else all that it matches.
     """
     found = texts.select("row", key=pl.col("text").str.extract_all(pattern))
     keys = found.filter(pl.col("key").list.len() > 0).explode("key")
     if re.compile(pattern).groups:
-        keys = keys.with_columns(pl.col("key").str.extract(pattern, 1)).filter(pl.col("key").fill_null("") != "")
-    again = keys["row"].is_duplicated()
-    if not again.any():
-        return keys
-    return keys.unique(["row", "key"], keep="first", maintain_order=True)
+        keys = keys.with_columns(pl.col("key").str.extract(pattern, 1))
+    keys = keys.filter(pl.col("key").fill_null("") != "")
+    repeated = keys.filter(pl.col("row").is_duplicated())
+    if repeated.is_empty():
+        return keys, 0
+    return keys.unique(["row", "key"], keep="first", maintain_order=True), repeated["row"].n_unique()
 
 
 class Sessions:

@@ -51,7 +51,9 @@ def load_tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise SourceError(f"Cannot read the tokenizer {file}: {str(error).splitlines()[0]}; prepare the model again.") from error
+        raise SourceError(
+            f"Cannot read the tokenizer {file}: {str(error).splitlines()[0]}; prepare the model again."
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -219,7 +221,9 @@ def _sequence_table(sequences: Sequence[_U32], tokens: Sequence[Tokens], sequenc
 
 def _write_windows(windows: Path, sequences: pl.DataFrame, sequence_ids: _U32, into: Path) -> None:
     """The window stage's columns and each window's sequence, some windows at a time."""
-    facts = pl.read_parquet(windows / "windows.parquet").with_columns(sequence_id=pl.Series(sequence_ids, dtype=pl.UInt32))
+    facts = pl.read_parquet(windows / "windows.parquet").with_columns(
+        sequence_id=pl.Series(sequence_ids, dtype=pl.UInt32)
+    )
     known = sequences.select("sequence_hash", "message_ids", "n_tokens", "truncated")
     writer = None
     try:

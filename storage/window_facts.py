@@ -32,6 +32,8 @@ class WindowFacts:
         """Parsed lines that are in no window."""
         self.shared = 0
         """Lines that are in two or more windows."""
+        self.repeated = 0
+        """Lines that name window keys more than once, be it the same one."""
         self.ids: dict[str, int] = {}
         self._limit = limit
         self._normal_word = normal_word
@@ -43,7 +45,7 @@ class WindowFacts:
         self.parsed += lines.height
         in_windows = members["row"].n_unique()
         self.outside += lines.height - in_windows
-        self.shared += in_windows and int(members["row"].value_counts()["count"].gt(1).sum())
+        self.shared += members.filter(pl.col("row").is_duplicated())["row"].n_unique()
         keys = members.select(pl.col("key").unique(maintain_order=True))
         ids = [self.ids.setdefault(key, len(self.ids)) for key in keys["key"]]
         numbered = members.select("row", "key").join(

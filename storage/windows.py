@@ -79,6 +79,8 @@ class _Chunk:
     """Parsed lines: row, time, site, word (the label as written)."""
     keys: pl.DataFrame
     """Session keys: row, key."""
+    repeated: int
+    """Lines that name keys more than once, be it the same."""
     rejects: pl.DataFrame
     """row, reason, raw."""
 
@@ -110,6 +112,7 @@ def window_log(
                 facts.rejected.update(chunk.rejects["reason"])
                 rejects.write_table(_numbered(chunk.rejects, first).to_arrow())
             members = membership.members(chunk.keys if rule.kind == "session" else chunk.lines)
+            facts.repeated += chunk.repeated
             kept = facts.add(chunk.height, chunk.lines, members)
             events.add(line_numbers(kept["row"], first), kept["window_id"].to_numpy())
         rejects.close()
@@ -118,7 +121,7 @@ def window_log(
         events.write(into / "events.parquet", windows.height)
     windows, label_counts = _labelled(windows, labels, facts, spec)
     windows.write_parquet(into / "windows.parquet")
-    shared = {"two_key_lines": facts.shared} if rule.kind == "session" else {}
+    shared = {"two_key_lines": facts.shared, "two_mention_lines": facts.repeated} if rule.kind == "session" else {}
     return facts.counts() | shared | label_counts
 
 
@@ -129,7 +132,9 @@ def _check_rule(spec: "DatasetSpec", rule: WindowRule) -> None:
     if rule.kind == "time" and spec.log_format.time_format is None:
         raise FormatError(f"Time windows need times: give time_format and time_fields for {spec.name} ({fields}).")
     if rule.kind != "session" and spec.label_file:
-        raise FormatError(f"{spec.label_file} labels session keys: use session windows, or a dataset without that file.")
+        raise FormatError(
+            f"{spec.label_file} labels session keys: use session windows, or a dataset without that file."
+        )
 
 
 def _read_chunk(data: bytes, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
@@ -146,13 +151,15 @@ def _read_chunk(data: bytes, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
             "row": pl.arange(len(parsed), eager=True, dtype=pl.UInt32),
             "time": times,
             "site": fields[spec.site_field] if spec.site_field else pl.repeat("", len(parsed), eager=True),
-            "word": fields[spec.label_field] if spec.label_field else pl.repeat(None, len(parsed), dtype=pl.String, eager=True),
+            "word": fields[spec.label_field]
+            if spec.label_field
+            else pl.repeat(None, len(parsed), dtype=pl.String, eager=True),
         }
     )
     texts = pl.DataFrame({"row": lines["row"], "text": fields[searched]}).filter(good) if searched else None
-    keys = session_keys(texts, rule.key or "") if texts is not None else lines.clear()
+    keys, repeated = session_keys(texts, rule.key or "") if texts is not None else (lines.clear(), 0)
     rejects = _rejects(decoded.text, decoded.undecodable, parsed, good)
-    return _Chunk(len(parsed), lines.filter(good) if not good.all() else lines, keys, rejects)
+    return _Chunk(len(parsed), lines.filter(good) if not good.all() else lines, keys, repeated, rejects)
 
 
 def _rejects(text: pl.Series, undecodable: dict[int, str], parsed: pl.Series, good: pl.Series) -> pl.DataFrame:
