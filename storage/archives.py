@@ -8,8 +8,9 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -44,7 +45,7 @@ def fetch(
 
 
 def source_fingerprint(config: DatasetConfig) -> str:
-    """What the download stage's cache key holds: the content of a local source, an address with its checksum, or a simulation's seed."""
+    """What stands for the source in a cache key: the content, an address with its checksum, or a simulation's seed."""
     spec = resolve(config)
     if spec.name == "hdfs-sim":
         return f"simulated blocks={config.blocks} seed={config.seed}"
@@ -90,7 +91,7 @@ def _check_local(path: Path, sha256: str | None) -> None:
 
 
 def _unpack(path: Path, spec: DatasetSpec, into: Path, progress: Progress) -> None:
-    """Copy the wanted files by name alone: where an archive says they lie does not matter, so it cannot write elsewhere."""
+    """Copy the wanted files by name alone, wherever an archive says they lie: so none can write elsewhere."""
     wanted = {spec.raw_name, *([spec.label_file] if spec.label_file else [])}
     with _told_as_source_error(path):
         if path.is_dir():
@@ -109,9 +110,8 @@ def _unpack(path: Path, spec: DatasetSpec, into: Path, progress: Progress) -> No
                     found = _copy_log(stream, path, spec, into, progress)
     missing = wanted - found
     if missing:
-        raise SourceError(
-            f"{path} does not hold {' and '.join(sorted(missing))}; check that it is the archive of {spec.name}."
-        )
+        names = " and ".join(sorted(missing))
+        raise SourceError(f"{path} does not hold {names}; check that it is the archive, folder or log of {spec.name}.")
 
 
 @contextmanager
@@ -134,16 +134,12 @@ def _reason(error: Exception) -> str:
 def _decompressed(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         head = file.read(6)
-    if head[:2] == b"\x1f\x8b":
-        opened: IO[bytes] = gzip.open(path)
-    elif head[:3] == b"BZh":
-        opened = bz2.open(path)
-    elif head == b"\xfd7zXZ\x00":
-        opened = lzma.open(path)
-    else:
-        opened = path.open("rb")
-    with opened:
-        yield opened
+    open_it: Callable[[Path], Any] = partial(open, mode="rb")
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if head.startswith(magic):
+            open_it = opener
+    with open_it(path) as stream:
+        yield stream
 
 
 def _plain_files(folder: Path, spec: DatasetSpec) -> dict[str, Path]:

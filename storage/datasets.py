@@ -1,12 +1,11 @@
 """Datasets: the official ones by name, the simulated one, and a user's own described in a small TOML file."""
 
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from storage.errors import FormatError
+from storage.descriptions import read_description, told_as_format_error
 from storage.log_formats import LogFormat
 from storage.masks import MaskRules
 from storage.windows import WindowRule
@@ -27,7 +26,7 @@ class DatasetConfig(BaseModel):
     source: str | None = None
     """A local archive, folder or log file, or an http(s) address of the same layout; null: the official address."""
     sha256: str | None = None
-    """The source's expected SHA-256 in hex; null: not checked, except for the official address, whose checksum is known."""
+    """The source's expected SHA-256 in hex; null: only the official address is checked, by its MD5."""
     limit: int | None = Field(default=None, gt=0)
     """Only the first windows, for a quick look; null: all."""
     blocks: int = Field(default=2000, gt=0)
@@ -99,9 +98,8 @@ class DatasetSpec(BaseModel):
     def _names_its_fields(self) -> "DatasetSpec":
         for field in filter(None, [self.label_field, self.site_field]):
             if field not in self.log_format.fields:
-                raise ValueError(
-                    f"field {field} is not in the format; its fields are {', '.join(self.log_format.fields)}"
-                )
+                fields = ", ".join(self.log_format.fields)
+                raise ValueError(f"field {field} is not in the format; its fields are {fields}")
         return self
 
     @property
@@ -153,108 +151,6 @@ def resolve(config: DatasetConfig) -> DatasetSpec:
     if config.name in official:
         return official[config.name]
     path = Path(config.name).expanduser()
-    return _described(read_description(path), path)
-
-
-class _Labels(BaseModel):
-    """[labels]: a file of session keys with labels, or a field of each line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    file: str | None = None
-    """A CSV file beside the log or in its archive: key, label, optionally Kind."""
-    field: str | None = None
-    """A field of the format."""
-    normal: str = "-"
-    """What the field says of a normal line."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "_Labels":
-        if (self.file is None) == (self.field is None):
-            raise ValueError("give either file or field")
-        return self
-
-
-class Description(BaseModel):
-    """The file a user writes to describe a dataset of their own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    name: str
-    """A short name for tables and reports."""
-    format: str
-    """The lines' format in loghub's notation."""
-    source: str | None = None
-    """A log file, folder or archive (relative to this file), or an http(s) address; may be given at the run instead."""
-    log: str | None = None
-    """The log's file name within a folder or archive; not needed where the source is the log itself."""
-    time_format: str | None = None
-    """strftime notation of the time, or `epoch`."""
-    time_fields: tuple[str, ...] = ()
-    """The fields of the time; where left out: those of Date, Time, Timestamp that the format has."""
-    encoding: str = "utf-8"
-    """Character encoding of the log."""
-    site: str | None = None
-    """The field that names the site or host."""
-    window: WindowRule
-    """Session, count or time windows."""
-    mask: MaskRules = MaskRules(preset="numbers")
-    """A preset or own rules."""
-    labels: _Labels | None = None
-    """Where labels come from; leave out where there are none."""
-
-
-def read_description(path: Path) -> Description:
-    """A user's dataset file; raises FormatError in one line."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"Cannot read the dataset file {path}: {error.strerror}; check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path} is not a TOML file: {str(error).splitlines()[0]}.") from error
-    try:
-        return Description.model_validate(table)
-    except ValidationError as error:
-        raise FormatError(f"{path}: {_one_line(error)}") from error
-
-
-def _described(given: Description, path: Path) -> DatasetSpec:
-    fields = [field for field in ("Date", "Time", "Timestamp") if f"<{field}>" in given.format]
-    chosen = given.time_fields or (tuple(fields[:2] if "Date" in fields else fields[:1]) if given.time_format else ())
-    source = given.source
-    if source and "://" not in source:
-        source = str((path.parent / Path(source).expanduser()).resolve())
-    name = given.log or Path((source or "").split("?")[0]).name.removesuffix(".gz") or f"{given.name}.log"
-    try:
-        return DatasetSpec(
-            name=given.name,
-            raw_name=name,
-            label_file=given.labels.file if given.labels else None,
-            label_field=given.labels.field if given.labels else None,
-            normal_word=given.labels.normal if given.labels else "-",
-            log_format=LogFormat(notation=given.format, time_format=given.time_format, time_fields=chosen),
-            encoding=given.encoding,
-            site_field=given.site,
-            window=given.window,
-            mask=given.mask,
-            source=source,
-        )
-    except ValidationError as error:
-        raise FormatError(f"{path}: {_one_line(error)}") from error
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first complaint: which key, what is wrong, and what is allowed there."""
-    first: Any = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        what = f"unknown key; known here are {', '.join(_known_keys(first['loc'][:-1]))}"
-    elif first["type"] == "missing":
-        what = "this key is missing"
-    return f"{where}: {what}." if where else f"{what}."
-
-
-def _known_keys(place: tuple[Any, ...]) -> list[str]:
-    part = {"window": WindowRule, "mask": MaskRules, "labels": _Labels}.get(place[0] if place else "", Description)
-    return list(part.model_fields)
+    description = read_description(path)
+    with told_as_format_error(path, DatasetSpec):
+        return DatasetSpec.model_validate(description.spec_fields(path))

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from storage.errors import SourceError
@@ -55,7 +55,7 @@ def download(
 ) -> Path:
     """The file at an address, in `folder`; one that was fetched before and has the expected checksum is taken as it is.
 
-    Raises SourceError where the server refuses, stays unreachable, or gives a file with another checksum (which is removed).
+    Raises SourceError where the server refuses, stays unreachable, or gives a file with another checksum.
     """
     place = folder / hashlib.sha256(url.encode()).hexdigest()[:12]
     place.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,8 @@ def _fetch_with_patience(url: str, part: Path, progress: Progress, patience: Pat
         failures = 1 if _size(part) > before else failures + 1
         if failures >= patience.tries:
             raise SourceError(
-                f"{url} cannot be fetched ({reason}, {failures} tries); run again to go on from byte {_size(part):,}, or give source=FILE."
+                f"{url} cannot be fetched ({reason}, {failures} tries); run again to go on "
+                f"after {_size(part):,} bytes, or give source=FILE."
             )
         progress(_size(part), None, f"waiting to try again: {reason}")
         time.sleep(patience.before(failures))
@@ -123,7 +124,7 @@ def _fetch(url: str, part: Path, progress: Progress, timeout: float) -> bool:
         return _receive(response, part, have, progress)
 
 
-def _receive(response: Any, part: Path, have: int, progress: Progress) -> bool:
+def _receive(response: http.client.HTTPResponse, part: Path, have: int, progress: Progress) -> bool:
     if "text/html" in (response.headers.get("Content-Type") or ""):
         raise _Refused("the server sent a web page instead of a file")
     if response.status == 206 and not _starts_at(response, have):
@@ -142,12 +143,12 @@ def _receive(response: Any, part: Path, have: int, progress: Progress) -> bool:
     return total is None or done == total
 
 
-def _read(response: IO[bytes]) -> bytes:
+def _read(response: http.client.HTTPResponse) -> bytes:
     # read1 gives what has arrived, so that nothing is lost when the connection breaks in the middle of a chunk.
-    return response.read1(_CHUNK)  # type: ignore[attr-defined, no-any-return]
+    return response.read1(_CHUNK)
 
 
-def _starts_at(response: Any, have: int) -> bool:
+def _starts_at(response: http.client.HTTPResponse, have: int) -> bool:
     stated = response.headers.get("Content-Range", "")
     return bool(stated.removeprefix("bytes ").startswith(f"{have}-"))
 
@@ -156,7 +157,7 @@ def _mark_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _write_mark(part: Path, response: Any, total: int | None) -> None:
+def _write_mark(part: Path, response: http.client.HTTPResponse, total: int | None) -> None:
     tag = response.headers.get("ETag")
     strong = tag if tag and not tag.startswith("W/") else None
     mark = {"validator": strong or response.headers.get("Last-Modified"), "total": total}

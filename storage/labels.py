@@ -12,9 +12,10 @@ _VALUES = {
 
 
 def read_labels(path: Path) -> pl.DataFrame:
-    """The labels by key (columns key, label, kind) of a CSV file: key first, label second, and a column `Kind` if there is one.
+    """The labels of a CSV file (columns key, label, kind): its first column is the key, its second the label.
 
-    Raises SourceError where it cannot be read and FormatError where it does not have that form or contradicts itself.
+    A column `Kind` names the kind of anomaly. Raises SourceError where it cannot be read, and FormatError where
+    it does not have that form or contradicts itself.
     """
     try:
         table = pl.read_csv(path, infer_schema=False)

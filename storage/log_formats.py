@@ -20,9 +20,11 @@ class LogFormat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     notation: str
-    """Fields in angle brackets with the text between them, as loghub writes it; a blank stands for a run of spaces or tabs, `<Content>` for the message."""
+    """Fields in angle brackets and the text between them, as loghub writes it: a blank stands for any run of spaces or
+    tabs, `<Content>` for the message."""
     time_format: str | None = None
-    """strftime notation of the time fields joined by blanks (%f: fraction of a second), or `epoch` for seconds since 1970; null: lines carry no time."""
+    """strftime notation of the time fields joined by blanks (%f: fraction of a second), or `epoch`: seconds since 1970;
+    null: lines carry no time."""
     time_fields: tuple[str, ...] = ()
     """The fields that make up a line's time, in the order of time_format."""
 
@@ -63,8 +65,9 @@ class LogFormat(BaseModel):
     def quick_pattern(self, wanted: Sequence[str]) -> str | None:
         """A stricter expression that is read without looking back; where it matches, it gives the same fields.
 
-        No field but the last may hold a blank, the first character of the text that follows it, or nothing at all. So every choice the full
-        expression makes first is the one made here. None where the notation does not end with a field.
+        No field but the last may hold a blank, the first character of the text that follows it, or nothing at all; so
+        every choice that the full expression tries first is the one made here. None where the notation does not end
+        with a field.
         """
         groups = {}
         pieces = _FIELD.split(self.notation)
@@ -95,10 +98,10 @@ class LogFormat(BaseModel):
         return found.with_columns(found[name].scatter(missed, full[name]) for name in wanted)
 
     def times(self, fields: pl.DataFrame) -> pl.Series:
-        """The time of every line (microseconds, without time zone; UTC where the log gives one); null where it cannot be read.
+        """The time of every line in microseconds, null where it cannot be read; in UTC where the log states a zone.
 
-        A log whose times have no year (syslog) is put into the year 2000, one without dates on its first day: order and distances
-        hold within a year or a day.
+        A log whose times have no year (syslog) is put into the year 2000, one without dates on its first day: order and
+        distances hold within a year or a day.
         """
         if self.time_format is None:
             return pl.repeat(None, fields.height, dtype=pl.Datetime("us"), eager=True).alias("time")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from storage.log_formats import CONTENT
 from storage.progress import Progress, silent
@@ -61,7 +61,7 @@ class MaskRules(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     preset: Literal["hdfs", "numbers", "none", "custom"] = "hdfs"
-    """hdfs: the reference code's four rules; numbers: every run of digits, as the paper's text says; none; custom: `rules`."""
+    """hdfs: the reference code's four rules; numbers: every number, as the paper's text says; none; custom: `rules`."""
     rules: tuple[MaskRule, ...] = ()
     """Custom only: applied one after the other."""
 
@@ -85,7 +85,7 @@ class MaskRules(BaseModel):
     def blind_to_digits(self) -> bool:
         """Whether a run of ASCII digits is masked or left alike whatever its digits and length.
 
-        True of `hdfs` and `numbers`: their patterns take digits only by the whole run, and their replacements bring none back.
+        True of `hdfs` and `numbers`: their patterns take digits only by the whole run, and replacements bring none.
         """
         return self.preset in {"hdfs", "numbers"}
 
@@ -100,9 +100,9 @@ def mask_text(text: str, rules: MaskRules) -> str:
 def mask_log(
     raw: Path, windows: Path, spec: "DatasetSpec", rules: MaskRules, into: Path, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Mask every line that is in a window (of the window stage's folder); writes messages and line_messages, returns the counts.
+    """Mask every line that is in a window of the window stage's folder; writes messages and line_messages.
 
-    Memory grows with the number of distinct messages, plus one bit a line.
+    Returns the counts. Memory grows with the number of distinct messages, plus one byte a line.
     """
     needed = _needed_lines(windows / "events.parquet")
     messages = _Messages(rules)
@@ -138,16 +138,15 @@ def _contents(data: bytes, spec: "DatasetSpec", rules: MaskRules) -> pl.DataFram
     """The contents of a chunk's lines, and a form of each (column short) that few lines differ in."""
     fields = spec.log_format.parse(decode_lines(data, spec.encoding).text, [CONTENT])
     content = pl.col(CONTENT)
-    return fields.select(
-        content=content, short=content.str.replace_all("[0-9]+", "0") if rules.blind_to_digits else content
-    )
+    short = content.str.replace_all("[0-9]+", "0") if rules.blind_to_digits else content
+    return fields.select(content=content, short=short)
 
 
 class _Messages:
     """Distinct masked messages, numbered in order of first appearance.
 
-    Where the rules are blind to digits, a content whose runs of digits are all made "0" masks to the same message, unless a digit is left over;
-    so only the few short forms are masked, and the contents themselves where a digit is left.
+    Where the rules are blind to digits, a content masks to the same message when its runs of digits are made "0" first,
+    unless a digit is left over; so the few short forms are masked, and the contents themselves where a digit is left.
     """
 
     def __init__(self, rules: MaskRules) -> None:
@@ -190,6 +189,5 @@ class _Messages:
     def table(self) -> pl.DataFrame:
         """One row a message: message_id, text, lines."""
         schema = {"message_id": pl.UInt32, "text": pl.String, "lines": pl.UInt64}
-        return pl.DataFrame(
-            {"message_id": range(len(self._ids)), "text": list(self._ids), "lines": self._lines}, schema=schema
-        )
+        texts = {"message_id": range(len(self._ids)), "text": list(self._ids), "lines": self._lines}
+        return pl.DataFrame(texts, schema=schema)

@@ -15,15 +15,16 @@ class Membership(Protocol):
     """Tells for one chunk after the other, in the log's order, which lines are in which windows."""
 
     def members(self, lines: pl.DataFrame) -> pl.DataFrame:
-        """Row and window key (columns row, key) for lines (columns row, time, and what the rule reads), sorted by row."""
+        """Row and window key (columns row, key) of lines (columns row, time, or the keys found), sorted by row."""
 
     def keep(self) -> int | None:
         """After the last chunk: how many windows, by first appearance, are not contained in another; None for all."""
 
 
 def session_keys(texts: pl.DataFrame, pattern: str) -> tuple[pl.DataFrame, int]:
-    """The distinct keys that each text (columns row, text) names, in its order (columns row, key), and how many texts name keys repeatedly.
+    """The distinct keys that each text (columns row, text) names, in its order (columns row, key).
 
+    Beside them the number of texts that name keys more than once, be it the same key.
     The key is the pattern's first group where it has one, else all that it matches.
     """
     found = texts.select("row", key=pl.col("text").str.extract_all(pattern))

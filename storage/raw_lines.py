@@ -23,10 +23,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of a chunk: null where the bytes cannot be decoded; those are in `undecodable`, with U+FFFD for what is wrong."""
+    """The lines of a chunk."""
 
     text: pl.Series
+    """Null where the bytes cannot be decoded."""
     undecodable: dict[int, str]
+    """Those lines by row, with U+FFFD for what is wrong."""
 
 
 def decode_lines(data: bytes, encoding: str = "utf-8") -> Lines:

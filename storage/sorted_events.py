@@ -18,7 +18,7 @@ _U32 = npt.NDArray[np.uint32]
 
 
 class SortedEvents(AbstractContextManager["SortedEvents"]):
-    """Takes (line, window) pairs in the log's order and writes them by window, each window's lines in the log's order."""
+    """Takes (line, window) pairs in the log's order and writes them by window; within one the order stays."""
 
     def __init__(self, beside: Path) -> None:
         self._folder = beside / ".events"

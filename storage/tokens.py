@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from storage.errors import SourceError
 from storage.progress import Progress, silent
 
 CHECKED_SEQUENCES = 4000
-"""Distinct sequences whose composed tokens are held against the tokens of the joined text; all, where there are no more."""
+"""Distinct sequences whose composed tokens are held against those of the joined text; all, where there are no more."""
 
 CHECKED_MESSAGES = 512
 """Messages of a sequence that the check reads; far more than fit in a window's tokens."""
@@ -51,9 +52,8 @@ def load_tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise SourceError(
-            f"Cannot read the tokenizer {file}: {str(error).splitlines()[0]}; prepare the model again."
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise SourceError(f"Cannot read the tokenizer {file}: {reason}; prepare the model again.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -73,8 +73,9 @@ def sequence_hash(token_ids: _U32) -> str:
 class Composer:
     """Puts a window's tokens together from its messages' tokens.
 
-    tokens(m1 + separator + m2 ...) = first(m1) + tokens(separator without its last blanks) + next(m2) + ..., where next(m) are the
-    tokens of the separator's last blanks and m. Holds for byte-level BPE, whose words begin with their blank; `agrees` checks it.
+    tokens(m1 + separator + m2 ...) = first(m1) + tokens(separator without its last blanks) + next(m2) + ..., where
+    next(m) are the tokens of those blanks and m. Holds for byte-level BPE, whose words begin with their blank; `agrees`
+    checks it.
     """
 
     def __init__(self, tokenizer: Tokenizer, rule: TokenRule, texts: Sequence[str]) -> None:
@@ -88,7 +89,9 @@ class Composer:
     def compose(self, message_ids: Sequence[int], most: int | None = None) -> Tokens:
         """The tokens of the messages joined by the separator, from the parts; reads no further than needed."""
         most = self._rule.max_tokens if most is None else most
-        parts, starts, length = [], [], 0
+        parts: list[_U32] = []
+        starts: list[int] = []
+        length = 0
         for message in message_ids:
             if parts:
                 parts.append(self._separator)
@@ -103,7 +106,6 @@ class Composer:
     def whole(self, message_ids: Sequence[int]) -> Tokens:
         """The tokens of the joined text, read by the tokenizer as one."""
         texts = [self._texts[message] for message in message_ids]
-        # A token is at least one character long in no tokenizer's rule book, so the whole text is read.
         encoding = self._tokenizer.encode(self._rule.separator.join(texts), add_special_tokens=False)
         lengths = np.array([len(text) + len(self._rule.separator) for text in texts])
         begins = np.cumsum(lengths) - lengths
@@ -139,8 +141,8 @@ def tokenize_windows(
 ) -> dict[str, Any]:
     """Tokenize the windows (window stage's folder) from their messages (mask stage's folder).
 
-    Writes messages, sequences and windows as Parquet and returns the counts. Memory grows with the distinct sequences, plus four bytes
-    a line. Raises SourceError where the tokenizer cannot be read.
+    Writes messages, sequences and windows as Parquet and returns the counts. Memory grows with the distinct sequences,
+    plus four bytes a line. Raises SourceError where the tokenizer cannot be read.
     """
     tokenizer = load_tokenizer(tokenizer_file)
     messages = pl.read_parquet(masks / "messages.parquet", columns=["message_id", "text"])
@@ -167,7 +169,7 @@ def _write_messages(messages: pl.DataFrame, composer: Composer, into: Path) -> N
 
 
 def _distinct_sequences(windows: Path, masks: Path, progress: Progress) -> tuple[list[bytes], _U32]:
-    """The distinct message sequences as bytes of 32-bit ids, in order of first appearance, and each window's place among them."""
+    """The distinct message sequences (bytes of 32-bit ids) by first appearance, and each window's place among them."""
     message_of_line = _message_of_line(masks / "line_messages.parquet")
     known: dict[bytes, int] = {}
     found: list[int] = []
@@ -176,7 +178,7 @@ def _distinct_sequences(windows: Path, masks: Path, progress: Progress) -> tuple
         ids = message_of_line[lines]
         bounds = [0, *(np.flatnonzero(np.diff(window_ids)) + 1).tolist(), len(ids)]
         data = ids.tobytes()
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             found.append(known.setdefault(data[4 * start : 4 * end], len(known)))
         progress(len(found), total, "windows read")
     return list(known), np.array(found, dtype=np.uint32)
@@ -221,9 +223,8 @@ def _sequence_table(sequences: Sequence[_U32], tokens: Sequence[Tokens], sequenc
 
 def _write_windows(windows: Path, sequences: pl.DataFrame, sequence_ids: _U32, into: Path) -> None:
     """The window stage's columns and each window's sequence, some windows at a time."""
-    facts = pl.read_parquet(windows / "windows.parquet").with_columns(
-        sequence_id=pl.Series(sequence_ids, dtype=pl.UInt32)
-    )
+    facts = pl.read_parquet(windows / "windows.parquet")
+    facts = facts.with_columns(sequence_id=pl.Series(sequence_ids, dtype=pl.UInt32))
     known = sequences.select("sequence_hash", "message_ids", "n_tokens", "truncated")
     writer = None
     try:

@@ -9,7 +9,7 @@ import polars as pl
 
 _COMPACT_ROWS = 2_000_000
 
-WINDOW_SCHEMA = {
+WINDOW_SCHEMA: dict[str, Any] = {
     "window_id": pl.UInt32,
     "key": pl.String,
     "site": pl.String,

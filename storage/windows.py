@@ -33,7 +33,7 @@ class WindowRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["session", "count", "time"]
-    """session: all lines that name a key (DeepLog, LogBERT and the paper on HDFS); count: `size` lines; time: `size` seconds."""
+    """session: the lines that name a key (the paper on HDFS); count: `size` lines; time: `size` seconds."""
     key: str | None = None
     """Session only: regular expression of the key; a line that names two keys belongs to both."""
     key_field: str = CONTENT
@@ -41,7 +41,7 @@ class WindowRule(BaseModel):
     size: int | None = Field(default=None, gt=0)
     """Count: lines a window; time: seconds a window."""
     step: int | None = Field(default=None, gt=0)
-    """Lines or seconds from the start of one window to the start of the next; null: the size, so that windows do not overlap."""
+    """Lines or seconds from the start of one window to the next one's; null: the size, so that none overlap."""
 
     @field_validator("key")
     @classmethod
@@ -96,8 +96,8 @@ def window_log(
 ) -> dict[str, Any]:
     """Cut a raw log into windows; writes windows, events and rejects as Parquet into a folder and returns the counts.
 
-    Memory grows with the number of windows, not of lines. Raises FormatError where the log is empty, where a larger share
-    of its lines than `max_rejected` cannot be read, and where no line is in a window.
+    Memory grows with the number of windows, not of lines. Raises FormatError where the log is empty, where a larger
+    share of its lines than `max_rejected` cannot be read, and where no line is in a window.
     """
     _check_rule(spec, rule)
     labels = read_labels(raw.parent / spec.label_file) if spec.label_file else None
@@ -132,9 +132,7 @@ def _check_rule(spec: "DatasetSpec", rule: WindowRule) -> None:
     if rule.kind == "time" and spec.log_format.time_format is None:
         raise FormatError(f"Time windows need times: give time_format and time_fields for {spec.name} ({fields}).")
     if rule.kind != "session" and spec.label_file:
-        raise FormatError(
-            f"{spec.label_file} labels session keys: use session windows, or a dataset without that file."
-        )
+        raise FormatError(f"{spec.label_file} labels session keys: use session windows with {spec.name}.")
 
 
 def _read_chunk(data: bytes, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
@@ -146,14 +144,13 @@ def _read_chunk(data: bytes, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
     parsed = fields[fields.columns[0]].is_not_null()
     times = form.times(fields)
     good = parsed & times.is_not_null() if form.time_format else parsed
+    nothing = pl.repeat(None, len(parsed), dtype=pl.String, eager=True)
     lines = pl.DataFrame(
         {
             "row": pl.arange(len(parsed), eager=True, dtype=pl.UInt32),
             "time": times,
-            "site": fields[spec.site_field] if spec.site_field else pl.repeat("", len(parsed), eager=True),
-            "word": fields[spec.label_field]
-            if spec.label_field
-            else pl.repeat(None, len(parsed), dtype=pl.String, eager=True),
+            "site": fields[spec.site_field] if spec.site_field else nothing.fill_null(""),
+            "word": fields[spec.label_field] if spec.label_field else nothing,
         }
     )
     texts = pl.DataFrame({"row": lines["row"], "text": fields[searched]}).filter(good) if searched else None
@@ -191,8 +188,8 @@ def _check_lines(facts: WindowFacts, raw: Path, spec: "DatasetSpec", into: Path,
     if wrong > max_rejected * counted:
         kept = _keep_rejects(into, raw)
         raise FormatError(
-            f"{wrong:,} of {counted:,} lines of {raw.name} ({wrong / counted:.1%}) cannot be read as {spec.log_format.notation!r}, "
-            f"above the limit of {max_rejected:.1%}; see {kept}, then correct the format of {spec.name}."
+            f"{wrong:,} of {counted:,} lines of {raw.name} ({wrong / counted:.1%}, limit {max_rejected:.1%}) are "
+            f"not of the form {spec.log_format.notation!r}; see {kept}, then correct the format of {spec.name}."
         )
     if not facts.ids:
         raise FormatError(f"No line of {raw.name} is in a window; check the window rule of {spec.name}.")
