@@ -1,6 +1,7 @@
 """What is trained and sent: LoRA adapters, or all weights, as plain named arrays."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def _attach_lora(base: Any, tuning: Tuning, seed: int) -> torch.nn.Module:  # no
         lora_dropout=tuning.dropout,
         target_modules=list(tuning.targets),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own use of names that transformers renames
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(base, config)

@@ -127,7 +127,7 @@ def train_locally(
             if not math.isfinite(loss):
                 raise LearningError(f"The loss is no longer finite at step {step}; lower learning_rate_max.")
             for parameter, start in zip(trained, anchor, strict=False):
-                parameter.grad.add_(parameter.detach() - start, alpha=config.proximal)  # type: ignore[union-attr]
+                parameter.grad.add_(parameter.detach() - start, alpha=config.proximal)
             torch.nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -186,7 +186,7 @@ def _backward(model: Any, pack: Pack, predicted: int) -> float:  # noqa: ANN401
             _on(hidden, pack.edge_target[edges]),
             _on(hidden, pack.edge_weights[edges] / predicted).float(),
         )
-        part.backward()  # type: ignore[no-untyped-call]
+        part.backward()
         loss += float(part.detach())
     if ends.grad is not None:
         hidden.backward(ends.grad)
@@ -239,10 +239,13 @@ def _optimizer(
 
 
 def _set_checkpointing(model: Any, on: bool) -> None:  # noqa: ANN401
+    """Switch it on or off, by the newer of transformers' two names for it where there is one."""
     if on:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    elif getattr(model, "is_activation_checkpointing", False):
-        model.gradient_checkpointing_disable()
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    else:
+        disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+        disable()
 
 
 def peak_memory_mb(device: str) -> float:

