@@ -90,7 +90,8 @@ class Lifecycle:
     def finish(self, time: float, empty_packets: bool = False, late: float = 0.0) -> None:
         """The last packet is acknowledged from the pipeline's end to its start, and each node reports its replica."""
         block = self.block
-        for hop in (2, 1, 0):
+        last = len(block.pipeline) - 1
+        for hop in range(last, -1, -1):
             node, thread = block.pipeline[hop], block.threads[hop] + 1
             if empty_packets:
                 self.on(
@@ -99,7 +100,7 @@ class Lifecycle:
             received = f"Received block {block.name} of size {block.size} from /{self.source(hop).address}"
             self.on(node, time, thread, RESPONDER, received)
             end = time + self.soon(0.01)
-            self.on(node, end, thread, RESPONDER, f"PacketResponder {2 - hop} for block {block.name} terminating")
+            self.on(node, end, thread, RESPONDER, f"PacketResponder {last - hop} for block {block.name} terminating")
             self.stored(node, time + self.soon(0.07) + (late if hop == 0 else self._rarely_late()))
             time += self.soon(0.11)
         block.written = time
@@ -204,7 +205,7 @@ class Lifecycle:
 
     def deletion_lag(self) -> float:
         """Seconds until a data node asks for its deletions and gets to this one."""
-        return self.soon(60) if self.draw.random() < 0.01 else self.draw.gammavariate(3.4, 57)
+        return 0.4 + self.soon(45) if self.draw.random() < 0.03 else self.draw.gammavariate(3.4, 57)
 
     def delete(self, time: float) -> None:
         """The ordinary end: three replicas marked, three removed."""
