@@ -3,6 +3,7 @@
 Masked text at most: a window is named by its number, never by its key or its raw lines.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from storage.errors import FormatError
 
 THRESHOLDS = ("label_free", "validated", "oracle")
+_END = "(the window ends here)"
 _RATES = ("f1", "precision", "recall", "false_alarm_rate", "threshold")
 
 
@@ -114,6 +116,13 @@ class SurprisingMessage(_Facts):
     """Nats, summed over the message's tokens."""
     position: int
     """Place in the window, from 1."""
+
+
+def surprising_messages(texts: Sequence[str], surprises: Sequence[float], count: int = 3) -> list[SurprisingMessage]:
+    """The `count` most surprising messages of a window; one surprise more than texts is that of the window's end."""
+    named = [*texts[: len(surprises)], *([_END] if len(surprises) > len(texts) else [])]
+    order = sorted(range(len(named)), key=lambda i: (-surprises[i], i))[:count]
+    return [SurprisingMessage(text=named[i], surprise=surprises[i], position=i + 1) for i in order]
 
 
 class Alert(_Facts):

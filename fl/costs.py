@@ -1,0 +1,217 @@
+"""What federated tuning costs: parameters, bytes of a message, bytes of a whole run, latency and memory.
+
+Sizes come from shapes on the meta device, so no weights are needed; messages are counted as safetensors files of
+float32 values, in units of 10^6 bytes, as in the paper's Table 2.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl.adapter import Tuning
+from fl.errors import ModelError
+
+Shapes = dict[str, tuple[int, ...]]
+RANKS = (2, 8, 32, 128)
+FULL = "FFT"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Llama model with tied embeddings."""
+
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int = 49152
+
+    def config(self) -> Any:  # noqa: ANN401 (transformers' LlamaConfig)
+        """The same as transformers has it."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.mlp,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            tie_word_embeddings=True,
+        )
+
+
+SMOLLM = {
+    "135M": Architecture(30, 576, 1536, 9, 3),
+    "360M": Architecture(32, 960, 2560, 15, 5),
+    "1.7B": Architecture(24, 2048, 8192, 32, 32),
+}
+
+
+@dataclass(frozen=True)
+class MessageSize:
+    """What one client sends, or gets, in one round."""
+
+    parameters: int
+    """Trained, and so sent."""
+    bytes: int
+    """Of the safetensors file with float32 values."""
+
+    @property
+    def megabytes(self) -> float:
+        """Bytes / 10^6."""
+        return self.bytes / 1e6
+
+
+def safetensors_bytes(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str] | None = None) -> int:
+    """Size of a safetensors file of float32 tensors: 8 bytes, a JSON header padded to 8, then the values."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in sorted(shapes):
+        end = offset + 4 * int(np.prod(shapes[name], dtype=np.int64))
+        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [offset, end]}
+        offset = end
+    text = len(json.dumps(header, separators=(",", ":")).encode())
+    return 8 + (text + 7) // 8 * 8 + offset
+
+
+def message_size(config: Any, tuning: Tuning) -> MessageSize:  # noqa: ANN401 (any transformers configuration)
+    """Parameters and bytes of a message for a model's configuration under a tuning, without any weights."""
+    if tuning.kind == "none":
+        return MessageSize(0, 0)
+    shapes = _full_shapes(config) if tuning.kind == "full" else _adapter_shapes(config, tuning)
+    parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+    return MessageSize(parameters, safetensors_bytes(shapes, {"format": "pt"}))
+
+
+def full_model_size(folder: str | Path) -> MessageSize:
+    """What full fine-tuning of the model in `folder` (its config.json is read) would send in one message."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"There is no usable config.json in {folder}: prepare the model again.") from error
+    return message_size(config, Tuning(kind="full"))
+
+
+def _full_shapes(config: Any) -> Shapes:  # noqa: ANN401
+    model = _empty_model(config)
+    tied = getattr(config, "tie_word_embeddings", False)
+    return {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if not (tied and name == "lm_head.weight")
+    }
+
+
+def _adapter_shapes(config: Any, tuning: Tuning) -> Shapes:  # noqa: ANN401
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    lora = LoraConfig(task_type="CAUSAL_LM", r=tuning.rank, target_modules=list(tuning.targets))
+    model = get_peft_model(_empty_model(config), lora, low_cpu_mem_usage=True)
+    return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+
+
+def _empty_model(config: Any) -> Any:  # noqa: ANN401
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def table_2() -> list[dict[str, Any]]:
+    """The paper's Table 2: message size (MB) and trained parameters (M) by model and rank, with full fine-tuning."""
+    tunings = {f"R={rank}": Tuning(rank=rank) for rank in RANKS} | {FULL: Tuning(kind="full")}
+    sizes = {
+        (model, name): message_size(architecture.config(), tuning)
+        for model, architecture in SMOLLM.items()
+        for name, tuning in tunings.items()
+    }
+    return [
+        {"model": model, "tuning": name, "megabytes": size.megabytes, "parameters_m": size.parameters / 1e6}
+        for (model, name), size in sizes.items()
+    ]
+
+
+@dataclass(frozen=True)
+class CostLedger:
+    """Bytes of a federation: clients x message x rounds, both ways, and what full fine-tuning would send."""
+
+    clients_per_round: int
+    rounds: int
+    bytes_down: int
+    """Of one message to a client, as serialized."""
+    bytes_up: int
+    """Of one reply."""
+    full_message_bytes: int
+    """Of one message of full fine-tuning."""
+
+    @property
+    def total(self) -> int:
+        """All messages of all rounds."""
+        return self.clients_per_round * self.rounds * (self.bytes_down + self.bytes_up)
+
+    @property
+    def total_full(self) -> int:
+        """The same with full fine-tuning."""
+        return 2 * self.clients_per_round * self.rounds * self.full_message_bytes
+
+    @property
+    def times_smaller(self) -> float | None:
+        """How many times more full fine-tuning sends; none where nothing is sent."""
+        return self.total_full / self.total if self.total else None
+
+    def until(self, round_number: int) -> int:
+        """Bytes sent up to and with a round (the paper's Figure 5 counts to the round of the best F1)."""
+        return self.clients_per_round * round_number * (self.bytes_down + self.bytes_up)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one sample and peak memory of the process (of the device on CUDA), as in the paper's Table 3."""
+
+    samples: int
+    mean_ms: float
+    deviation_ms: float
+    """Standard deviation over the samples."""
+    peak_mb: float
+    """In 10^6 bytes."""
+
+
+def measure_latency(run: Callable[[int], object], samples: int, device: str = "cpu", warm_up: int = 3) -> Latency:
+    """Call `run(i)` for each sample and time it; batch 1 is the caller's to keep.
+
+    On the CPU the peak is the whole process's since it started, on CUDA the device's since this call.
+    """
+    cuda = device.startswith("cuda")
+    for sample in range(min(warm_up, samples)):
+        run(sample)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    times = np.array([_timed(run, sample, device if cuda else None) for sample in range(samples)]) * 1000
+    peak = torch.cuda.max_memory_allocated(device) if cuda else _process_peak()
+    return Latency(samples, float(times.mean()), float(times.std()), peak / 1e6)
+
+
+def _timed(run: Callable[[int], object], sample: int, cuda: str | None) -> float:
+    started = time.perf_counter()
+    run(sample)
+    if cuda:
+        torch.cuda.synchronize(cuda)
+    return time.perf_counter() - started
+
+
+def _process_peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,252 @@
+"""Reports say what the summary says: in the terminal, in Markdown, in HTML and in the row of a run."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl.evaluation import evaluate
+from fl.metrics_table import Windows
+from storage import figures
+from storage.errors import FormatError
+from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table, tables
+from storage.reports import html_report, markdown_report, terminal_text, title, write_report
+from storage.summaries import (
+    Alert,
+    DataFacts,
+    RunFacts,
+    Summary,
+    SurprisingMessage,
+    TrainingFacts,
+    headline,
+    load_summary,
+    run_row,
+    surprising_messages,
+)
+
+ROW = [
+    "run_id", "preset", "dataset", "split", "model", "tuning", "rank", "seed", "rounds", "status", "score", "k",
+    "prevalence", "label_free", "validated", "oracle", "auroc", "average_precision", "best_rule",
+    "bytes_up_per_client_round", "bytes_down_per_client_round", "train_seconds", "score_seconds",
+]  # fmt: skip
+RUN = RunFacts(
+    run_id="r1",
+    preset="demo",
+    dataset="hdfs-sim",
+    split="random",
+    model="smollm2-135m-instruct",
+    tuning="lora",
+    rank=8,
+    seed=3,
+    rounds=1,
+    clients=4,
+    clients_per_round=2,
+    status="finished",
+    started="2026-11-21T21:00:00Z",
+    command="atalaia run demo seed=3",
+    config={"tuning": {"rank": 8}},
+    versions={"torch": "2.13.0"},
+    hardware={"cores": "2"},
+    reasons={"dtype": "float32, CPU without bfloat16 units"},
+)
+DATA = DataFacts(lines=5000, windows=400, distinct_windows=6, messages=10, anomalies=20, tokens=9000)
+TRAINING = TrainingFacts(
+    trainable_parameters=460_800,
+    full_parameters=134_515_008,
+    bytes_down_per_client_round=2_000_000,
+    bytes_up_per_client_round=2_000_000,
+    full_model_bytes=538_000_000,
+    client_rounds=2,
+    examples=64,
+    tokens=30_000,
+    computed_tokens=10_000,
+    train_seconds=90,
+    score_seconds=30,
+)
+ALERT = Alert(
+    window_id=17,
+    score=2.5,
+    label=1,
+    kind="write failed <at> beginning",
+    flagged=True,
+    windows=3,
+    lines=2,
+    messages=[SurprisingMessage(text="Receiving block blk_<*> | [x]", surprise=9.31, position=2)],
+)
+
+
+def _findings(known: bool = True, noise: float = 0.0) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    sequence = generator.integers(0, 4, 400)
+    split = np.repeat(["train", "calibration", "validation", "test"], 100)
+    bad = np.isin(split, ("validation", "test")) & (generator.random(400) < 0.1)
+    sequence[bad] = generator.integers(4, 6, int(bad.sum()))
+    label = bad.astype(np.int8) if known else np.full(400, -1, np.int8)
+    surprise = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 1.0])
+    kind = np.array(["odd <kind>" if b else None for b in bad], dtype=object)
+    flat, lengths = np.repeat(sequence, 2).astype(np.uint32), np.full(400, 2)
+    rounds = {
+        number: {"max_token": surprise[order], "top_1": 1 - surprise, "loss_sum": surprise, "loss_tokens": np.ones(6)}
+        for number, order in ((0, generator.permutation(6)), (1, np.arange(6)))
+    }
+    return evaluate(Windows(sequence, split, label, flat, lengths, kind), rounds).findings
+
+
+def _summary(**changes: Any) -> Summary:  # noqa: ANN401
+    values = {"run": RUN, "data": DATA, "training": TRAINING, "findings": _findings(), "alerts": [ALERT]}
+    return Summary(**{**values, "next_commands": ["atalaia query --view rounds"], **changes})
+
+
+class _Page(HTMLParser):
+    """Collects opened and closed tags, text, and addresses."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_row_has_exactly_the_documented_fields() -> None:
+    row = _summary().row()
+    assert list(row) == ROW
+    assert set(row["label_free"]) == {"f1", "precision", "recall", "false_alarm_rate", "threshold"}
+    assert set(row["best_rule"]) == {"name", "f1"}
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_a_run_that_has_not_come_to_an_end_has_a_row_too() -> None:
+    row = run_row(RUN.model_copy(update={"status": "failed"}), None, None)
+    assert list(row) == ROW
+    assert row["status"] == "failed"
+    assert row["label_free"] is None
+
+
+def test_the_headline_is_plain_about_winning_and_losing() -> None:
+    findings = _findings()
+    assert f"Label-free F1 {findings['label_free']['f1']:.3f} [" in headline(findings)
+    assert f"{findings['best_rule']['name']}, has {findings['best_rule']['f1']:.3f}" in headline(findings)
+    words = {"better": "The model is better", "worse": "The simple rule is better", "unclear": "cannot tell"}
+    for verdict, said in words.items():
+        assert said in headline({**findings, "headline": {**findings["headline"], "verdict": verdict}})
+
+
+def test_the_summary_survives_its_file(tmp_path: Path) -> None:
+    summary = _summary()
+    paths = write_report(summary, tmp_path / "new")
+    assert load_summary(paths["json"]) == summary
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"report.json", "report.md", "report.html"}
+
+
+def test_a_missing_or_foreign_summary_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="has not finished"):
+        load_summary(tmp_path / "report.json")
+    (tmp_path / "report.json").write_text('{"run": 3}')
+    with pytest.raises(FormatError, match="cannot be read") as error:
+        load_summary(tmp_path / "report.json")
+    assert "\n" not in str(error.value)
+
+
+def test_the_terminal_tells_a_newcomer_everything_the_demo_promises() -> None:
+    text = terminal_text(_summary(), width=140)
+    for told in (
+        "5,000 log lines in 400 windows (20 of them anomalous)",
+        "460,800 trained",
+        "2.00 MB a message, 8.00 MB in all; full fine-tuning would send 538.00 MB and 2,152.00 MB, 269 times as much",
+        "tuned model",
+        "untouched model",
+        "rule: unseen event-count vector",
+        "AUROC",
+        "loss",
+        "odd <kind>",
+        "window 17: score 2.500, flagged; truth: anomalous (write failed <at> beginning)",
+        "9.3  Receiving block blk_<*> | [x]",
+        "atalaia query --view rounds",
+    ):
+        assert told in text, told
+    assert headline(_summary().findings)[:40] in text
+
+
+def test_the_terminal_fits_eighty_columns() -> None:
+    assert max(map(len, terminal_text(_summary(), width=80).splitlines())) <= 80
+
+
+def test_markdown_tables_are_whole_even_with_bars_and_brackets() -> None:
+    made = markdown_table(Table("A", ["name", "share"], [["a|b <*>", Percent(0.00123)], ["c", None]], "note"))
+    assert made.splitlines()[2:6] == [
+        "| name | share |",
+        "| --- | ---: |",
+        "| a\\|b &lt;*> | 0.12 % |",
+        f"| c | {NONE} |",
+    ]
+    report = markdown_report(_summary())
+    for block in re.findall(r"(?:^\|.*\n)+", report, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    picture = figures.partition_sizes([3, 4], tmp_path / "sizes")
+    page = _Page(html_report(_summary(), {picture.caption: picture.svg}))
+    assert page.open == []
+    assert len(page.addresses) == 1
+    assert all(address.startswith("data:") for address in page.addresses)
+    words = " ".join(page.words)
+    for told in ("atalaia run demo seed=3", "2.13.0", "Receiving block blk_<*> | [x]", "odd <kind>", '"rank": 8'):
+        assert told in words, told
+
+
+def test_a_message_cannot_become_markup() -> None:
+    bad = ALERT.model_copy(update={"messages": [SurprisingMessage(text="<script>x</script>", surprise=1, position=1)]})
+    assert "<script>x" not in html_report(_summary(alerts=[bad]), {})
+
+
+def test_no_table_is_empty_or_ragged() -> None:
+    for table in tables(_summary()):
+        assert table.rows
+        assert all(len(row) == len(table.columns) for row in table.rows), table.title
+
+
+@pytest.mark.parametrize("draw", [terminal_text, markdown_report, lambda summary: html_report(summary, {})])
+def test_logs_without_labels_and_models_without_training_are_reported_as_such(draw: Any) -> None:  # noqa: ANN401
+    untouched = TRAINING.model_copy(
+        update={"client_rounds": 0, "trainable_parameters": 0, "bytes_up_per_client_round": 0}
+    )
+    summary = _summary(
+        run=RUN.model_copy(update={"tuning": "none", "rank": None}),
+        data=DATA.model_copy(update={"anomalies": None}),
+        training=untouched,
+        findings=_findings(known=False),
+        alerts=[ALERT.model_copy(update={"label": None, "kind": None})],
+    )
+    text = " ".join(draw(summary).split())
+    assert "no labels" in text
+    assert "truth: no label" in text
+    assert "cannot be told" in text
+    assert title(summary).startswith("hdfs-sim, smollm2-135m-instruct, untouched")
+
+
+def test_the_most_surprising_messages_come_first_and_the_end_has_words() -> None:
+    found = surprising_messages(["a", "b"], [1.0, 5.0, 3.0], count=2)
+    assert [(m.text, m.surprise, m.position) for m in found] == [("b", 5.0, 2), ("(the window ends here)", 3.0, 3)]
+
+
+def test_cells_read_well() -> None:
+    assert [cell_text(cell) for cell in (None, 1234567, 0.12345, 12345.6, "x", Percent(0.5))] == [
+        NONE, "1,234,567", "0.123", "12,346", "x", "50.00 %",
+    ]  # fmt: skip
