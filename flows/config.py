@@ -55,7 +55,7 @@ class DetectionConfig(BaseModel):
     """The score that decides; auto: the best on the validation split, max_token where there are no labels."""
     k: int | None = None
     """K of the top_k and unaligned scores; None: the best on the validation split."""
-    false_alarm_rate: float = Field(0.002, gt=0, lt=1)
+    false_alarm_rate: float = Field(default=0.002, gt=0, lt=1)
     """Share of normal windows that the label-free threshold may flag; it is the matching calibration quantile."""
 
 
@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
 
     preset: str = "paper"
     """The named run whose values stand where none are given here."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of every draw whose own part gives none."""
     dataset: DatasetConfig = DatasetConfig()
     """The log."""
@@ -76,9 +76,9 @@ class RunConfig(BaseModel):
     """What is blotted out of messages; None: as the dataset's description says."""
     tokens: TokenRule = TokenRule()
     """How windows become token sequences."""
-    split: SplitRule = SplitRule()
+    split: SplitRule = Field(default_factory=SplitRule)
     """Which windows are learned from and which are judged by."""
-    partition: PartitionRule = PartitionRule()
+    partition: PartitionRule = Field(default_factory=PartitionRule)
     """How training windows are dealt to clients."""
     model: ModelConfig = ModelConfig()
     """The base model."""

@@ -99,8 +99,20 @@ def prefect_server(layout: Layout) -> Iterator[str]:
         server.wait()
         yield os.environ["PREFECT_API_URL"]
     finally:
+        _send_the_rest()
         del os.environ["PREFECT_API_URL"]
         server.stop()
+
+
+def _send_the_rest() -> None:
+    """Wait until Prefect's threads have sent their last log lines and events; they would complain of a lost server."""
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=5)
 
 
 def _free_port() -> int:

@@ -22,24 +22,24 @@ def train(config: RunConfig) -> str:
 
 def train_adapters(config: RunConfig, prepared: Prepared, run_id: str) -> Stage:
     """The adapters of all rounds, trained in the run's folder."""
-    return train_federation(*_decisive(config, prepared), run_id=run_id)
+    return train_federation(**_decisive(config, prepared), run_id=run_id)
 
 
 def run_id_of(config: RunConfig, prepared: Prepared) -> str:
     """The name of a run: the same for the same data, source and configuration, so that one that was cut off goes on."""
-    training = train_federation.key(*_decisive(config, prepared), run_id="")
+    training = train_federation.key(**_decisive(config, prepared), run_id="")
     facts = [training, plain(prepared.split), plain(config.scoring), plain(config.detection)]
     return f"{config.preset}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
 
 
-def _decisive(config: RunConfig, prepared: Prepared) -> tuple[Any, ...]:
+def _decisive(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What the adapters depend on."""
-    return (
-        prepared.model,
-        prepared.partition,
-        config.tuning,
-        config.training,
-        config.federation,
-        config.model.quantization,
-        config.model.device,
-    )
+    return {
+        "model": prepared.model,
+        "partition": prepared.partition,
+        "tuning": config.tuning,
+        "training": config.training,
+        "federation": config.federation,
+        "quantization": config.model.quantization,
+        "device": config.model.device,
+    }

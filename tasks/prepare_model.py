@@ -10,7 +10,7 @@ from storage.stages import NewStage, Stage
 from tasks.progress import progress_of
 from tasks.stage_task import stage
 
-_DESCRIBING = ("card.json", "config.json", "tokenizer.json")
+_DESCRIBING = {"card.json": "model-card.json", "config.json": "config.json", "tokenizer.json": "tokenizer.json"}
 
 
 @stage("model")
@@ -18,8 +18,8 @@ def prepare_model(new: NewStage, name: str) -> None:
     """Fetch or dequantize the base model once, and keep what identifies it: card, configuration and tokenizer."""
     progress_of("model")(0, None, f"{name}: reading weights, once")
     folder = model.prepare_model(name, current().models)
-    for file in _DESCRIBING:
-        shutil.copyfile(folder / file, new.path / file)
+    for file, kept in _DESCRIBING.items():
+        shutil.copyfile(folder / file, new.path / kept)
     card = json.loads((folder / "card.json").read_text())
     new.counts |= {"name": name, "licence": card.get("licence"), "weights_sha256": card["weights_sha256"]}
 

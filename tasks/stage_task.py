@@ -83,7 +83,7 @@ class StageTask(Generic[P]):
         announce(StageEvent(self.name, "started"))
         try:
             # A recorded result whose files are missing or damaged is a miss: the task runs and writes over it.
-            self.task.with_options(refresh_cache=not reused)(args, kwargs)
+            self.task.with_options(refresh_cache=not reused)(key, args, kwargs)
         except BaseException:
             announce(StageEvent(self.name, "failed"))
             raise
@@ -94,7 +94,7 @@ class StageTask(Generic[P]):
         return written
 
     @functools.cached_property
-    def task(self) -> Task[[Any, Any], dict[str, Any]]:
+    def task(self) -> Task[[str, Any, Any], dict[str, Any]]:
         """The Prefect task behind the stage."""
         delays = [self.retry.first_delay * 4**attempt for attempt in range(self.retry.times)]
         return task(
@@ -109,11 +109,11 @@ class StageTask(Generic[P]):
         )(self._run)
 
     def _cache_key(self, context: TaskRunContext, parameters: dict[str, Any]) -> str:
-        return f"{self.name}-{self.key(*parameters['args'], **parameters['kwargs'])}"
+        return f"{self.name}-{parameters['key']}"
 
-    def _run(self, args: Any, kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+    def _run(self, key: str, args: Any, kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Write the stage, unless an intact one of this key is there already."""
-        root, key = current().stages, self.key(*args, **kwargs)
+        root = current().stages
         found = None if _told_to_renew() else load_stage(root, self.name, key)
         if found is None:
             with new_stage(root, self.name, key) as new:
