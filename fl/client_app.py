@@ -117,7 +117,7 @@ def read_share(site: Site) -> list[np.ndarray]:
     if not len(column):
         raise FederationError(f"The share of client {site.partition} is empty; use fewer clients or more windows.")
     lengths = column.list.len().to_numpy()
-    return np.split(column.explode().to_numpy().astype(np.int64), np.cumsum(lengths)[:-1])
+    return np.split(column.explode(empty_as_null=False).to_numpy().astype(np.int64), np.cumsum(lengths)[:-1])
 
 
 def _model_config(config: dict[str, Any]) -> tuple[str, Tuning, int]:

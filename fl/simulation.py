@@ -35,24 +35,27 @@ _LONGEST_SOCKET_FOLDER = 40
 """Ray's sockets lie below its folder, and a socket's path holds 107 characters at most."""
 
 
-def main(arguments: list[str]) -> int:
-    """Run the job of a run folder; the exit status: 0 done, 2 an error that is explained, 1 any other."""
+def main(arguments: list[str], client_app: "ClientApp | None" = None) -> int:
+    """Run the job of a run folder; the exit status: 0 done, 2 an error that is explained, 1 any other.
+
+    `client_app` takes the place of the usual client.
+    """
     folder = Path(arguments[0]).resolve() if len(arguments) == 1 else None
     if folder is None:
         print("Usage: python -m fl.simulation RUN_FOLDER", file=sys.stderr)
         return 2
     try:
         with _only_job(folder):
-            return _run_and_tell(folder)
+            return _run_and_tell(folder, client_app)
     except FederationError as error:
         print(error, file=sys.stderr)
         return 2
 
 
-def _run_and_tell(folder: Path) -> int:
+def _run_and_tell(folder: Path, client_app: "ClientApp | None") -> int:
     (folder / ERROR).unlink(missing_ok=True)
     try:
-        run_job(load_job(folder))
+        run_job(load_job(folder), client_app)
         return 0
     except (LearningError, DataError) as error:
         return _told(folder, error, 2)

@@ -1,0 +1,100 @@
+"""Questions about all runs, answered by DuckDB over what the runs left on disk."""
+
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from storage.adapters import CLIENT_SCHEMA, ROUND_SCHEMA
+from storage.errors import DataError
+from storage.layout import Layout
+from storage.runs import list_runs
+
+_RUN: dict[str, pl.DataType] = {"run_id": pl.String()}
+_SCORES: dict[str, pl.DataType] = {
+    "scored_as": pl.String(),
+    "adapter_hash": pl.String(),
+    "sequence_hash": pl.String(),
+    "loss_sum": pl.Float64(),
+    "loss_tokens": pl.UInt32(),
+}
+_METRICS: dict[str, pl.DataType] = {
+    "round": pl.Int64(),
+    **dict.fromkeys(("split", "population", "score"), pl.String()),
+    "k": pl.Int64(),
+    "threshold_kind": pl.String(),
+    **dict.fromkeys(
+        ("threshold", "f1", "precision", "recall", "false_alarm_rate", "auroc", "average_precision"), pl.Float64()
+    ),
+    **dict.fromkeys(("windows", "anomalies"), pl.Int64()),
+}
+
+_FILES: dict[str, tuple[tuple[str, ...], dict[str, pl.DataType]]] = {
+    "rounds": (("rounds/round-*/round.parquet",), _RUN | ROUND_SCHEMA),
+    "clients": (("rounds/round-*/clients.parquet",), _RUN | CLIENT_SCHEMA),
+    "metrics": (("metrics.parquet", "evaluation/metrics.parquet"), _RUN | _METRICS),
+}
+"""Each view's files below a run's folder, and its columns while no run has such a file."""
+
+# Scores are shared by all runs; a run has those of its adapters. The same adapter may be scored in several ways.
+_VIEWS = """
+CREATE VIEW scores AS
+SELECT rounds.run_id, rounds.round, shared.* FROM shared JOIN rounds USING (adapter_hash);
+CREATE VIEW costs AS
+SELECT run_id, round, count(*) AS clients, sum(tokens)::UBIGINT AS tokens,
+       sum(computed_tokens)::UBIGINT AS computed_tokens,
+       sum(seconds) AS client_seconds, max(peak_memory_mb) AS peak_memory_mb,
+       sum(bytes_down)::UBIGINT AS bytes_down, sum(bytes_up)::UBIGINT AS bytes_up,
+       (sum(sum(bytes_down + bytes_up)) OVER (PARTITION BY run_id ORDER BY round))::UBIGINT AS bytes_so_far
+FROM clients GROUP BY run_id, round ORDER BY run_id, round
+"""
+
+VIEWS = ("runs", *_FILES, "scores", "costs")
+"""What can be asked: runs (one row a run), rounds, clients, scores, metrics, and costs (one row a run and round)."""
+
+
+def query(sql: str, layout: Layout) -> pl.DataFrame:
+    """The answer to a DuckDB query over the views; every view but `runs` has the column run_id before the file's own.
+
+    Raises DataError when the query is wrong.
+    """
+    runs = pl.DataFrame(list_runs(layout), infer_schema_length=None)
+    with duckdb.connect(":memory:") as connection:
+        connection.register("runs", (runs if runs.width else pl.DataFrame(schema={"run_id": pl.String()})).to_arrow())
+        try:
+            for name, (patterns, schema) in _FILES.items():
+                files = sorted(path for pattern in patterns for path in layout.runs.glob(f"*/{pattern}"))
+                _create_view(connection, name, files, f"{_part(layout.runs, 1)} AS run_id", schema)
+            adapter = f"split_part({_part(layout.scores, 2)}, '.', 1) AS adapter_hash"
+            from_path = f"{_part(layout.scores, 1)} AS scored_as, {adapter}"
+            _create_view(connection, "shared", sorted(layout.scores.glob("*/*.parquet")), from_path, _SCORES)
+            connection.execute(_VIEWS)
+            answer = connection.sql(sql)
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise DataError(f"The query failed: {reason}. The views are {', '.join(VIEWS)}.") from error
+        if answer is None:  # a statement that asks nothing
+            raise DataError(f"The query gives no rows; ask with SELECT over {', '.join(VIEWS)}.")
+        return answer.pl()
+
+
+def _part(root: Path, position: int) -> str:
+    """SQL for a part of a file's path below `root`, counted from 1."""
+    return f"split_part(substr(filename, {len(str(root)) + 2}), '/', {position})"
+
+
+def _create_view(
+    connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], from_path: str, schema: dict[str, pl.DataType]
+) -> None:
+    if not files:
+        connection.register(name, pl.DataFrame(schema=schema).to_arrow())
+        return
+    listed = ", ".join(_quoted(str(path)) for path in files)
+    connection.execute(
+        f"CREATE VIEW {name} AS SELECT {from_path}, * EXCLUDE (filename) "
+        f"FROM read_parquet([{listed}], union_by_name = true, filename = true)"
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,131 @@
+"""fl/simulation.py: the whole job as a child process, in Flower's simulation on Ray; killed, and with bad clients."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from federated_jobs import small_job, write_shares
+
+from fl.adapter import Tuning
+from fl.federation import TrainingJob, save_job
+from fl.local_training import LocalTraining
+from storage.adapters import committed_rounds
+from storage.events import read_events
+
+PROGRAM = Path(__file__).with_name("federated_jobs.py")
+# Adam on the server: a resumed job must bring back its moments as well.
+FEDERATION = {"rounds": 4, "strategy": "fedadam", "strategy_options": {"eta": 0.01}}
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shares(tmp_path_factory.mktemp("partition") / "shares")
+
+
+def _start(
+    job: TrainingJob, cwd: Path, program: tuple[str, ...] = ("-m", "fl.simulation"), **env: str
+) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, *program, str(job.run_folder)],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def _kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _adapters(job: TrainingJob) -> list[bytes]:
+    return [found.adapter.read_bytes() for found in committed_rounds(job.run_folder)]
+
+
+def test_a_job_killed_in_a_round_and_in_a_commit_ends_with_the_bytes_of_an_undisturbed_one(
+    tmp_path: Path, tiny_model: Path, shares: Path
+) -> None:
+    undisturbed = small_job(tmp_path / "undisturbed", tiny_model, shares, **FEDERATION)
+    first = _start(undisturbed, cwd=tmp_path)
+    assert _finish(first) == (0, "", "")
+    assert len(_adapters(undisturbed)) == 5
+
+    killed = small_job(tmp_path / "killed", tiny_model, shares, **FEDERATION)
+    in_round_1 = _start(killed, cwd=tmp_path)
+    _kill_when(in_round_1, lambda: any(event["event"] == "client" for event in read_events(killed.run_folder)[0]))
+    in_a_commit = _start(killed, tmp_path, (str(PROGRAM),), KILL_AT="rename")
+    assert _finish(in_a_commit)[0] == -signal.SIGKILL
+    left = {path.name.partition(".")[0] or path.name[:11] for path in (killed.run_folder / "rounds").iterdir()}
+    assert left == {"round-0000", "round-0001", ".round-0002"}
+    assert _finish(_start(killed, cwd=Path("/"))) == (0, "", "")
+    assert _adapters(killed) == _adapters(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "told"),
+    [("die", "LostClients", "0 of 2 clients replied, 2 are needed"), ("NaN", "BadReply", "has NaN")],
+)
+def test_a_client_that_misbehaves_ends_the_job_with_one_line_and_keeps_the_rounds_before(
+    behaviour: str, kind: str, told: str, tmp_path: Path, tiny_model: Path, shares: Path
+) -> None:
+    job = small_job(tmp_path / "run", tiny_model, shares)
+    status, out, err = _finish(_start(job, tmp_path, (str(PROGRAM),), MISBEHAVIOUR=behaviour))
+    assert (status, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+    error = json.loads((job.run_folder / "error.json").read_text())
+    assert error == {"error": kind, "message": err.strip()}
+    assert len(_adapters(job)) == 2
+
+
+def test_the_untouched_model_has_round_0_and_no_training(tmp_path: Path) -> None:
+    job = TrainingJob(
+        "run",
+        tmp_path,
+        tmp_path,
+        tmp_path,
+        Tuning(kind="none"),
+        LocalTraining(),
+        small_job(tmp_path, tmp_path, tmp_path).federation,
+    )
+    save_job(job)
+    assert _finish(_start(job, tmp_path)) == (0, "", "")
+    [untouched] = committed_rounds(tmp_path)
+    assert untouched.arrays() == {}
+
+
+def test_two_jobs_in_one_run_folder_are_refused(tmp_path: Path) -> None:
+    job = small_job(tmp_path / "run", tmp_path, tmp_path)
+    with (job.run_folder / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        status, _, err = _finish(_start(job, tmp_path))
+    assert status == 2
+    assert err.startswith("Another job is training in")
+
+
+def test_a_folder_without_a_job_is_told_in_one_line(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "fl.simulation", str(tmp_path)], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == f"There is no training job at {tmp_path / 'job.json'}; start one with `atalaia train`.\n"
