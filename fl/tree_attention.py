@@ -18,11 +18,13 @@ from torch import Tensor
 from fl.prefix_tree import Pack, ancestor_mask
 
 IMPLEMENTATION = "prefix_tree"
+_LONGEST_RUN = 128
+"""Queries at a time: of a long chain's products with itself half would be masked away, runs leave most of them out."""
 
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """One chain: queries [start, stop), the nodes on its path (stem, then itself), and the mask between the two.
+    """A run of a chain: queries [start, stop), the nodes on its path up to its last, and the mask between the two.
 
     `mask` is additive with shape (groups * length, path length): the query heads of a group share a key head, so
     they are stacked along the queries instead of copying keys.
@@ -48,17 +50,19 @@ def plan_attention(pack: Pack, config: Any, device: str, dtype: torch.dtype) -> 
         mask = torch.from_numpy(ancestor_mask(pack)).to(device)
         return TreePlan((), mask[None, None])
     groups = config.num_attention_heads // config.num_key_value_heads
-    return TreePlan(
-        tuple(_plan_chain(chain.start, chain.stop, chain.stem, groups, dtype) for chain in pack.chains), None
-    )
+    return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None)
 
 
-def _plan_chain(start: int, stop: int, stem: np.ndarray, groups: int, dtype: torch.dtype) -> ChainPlan:
-    length = stop - start
-    path = torch.from_numpy(np.concatenate([stem, np.arange(start, stop)]))
-    allowed = torch.ones(length, len(path), dtype=torch.bool).tril(len(stem))
-    mask = torch.zeros(length, len(path), dtype=dtype).masked_fill_(~allowed, float("-inf"))
-    return ChainPlan(start, stop, path, mask.repeat(groups, 1))
+def _plan_chains(pack: Pack, groups: int, dtype: torch.dtype) -> Iterator[ChainPlan]:
+    """The pack's chains in runs of at most `_LONGEST_RUN` queries: later keys are never read for earlier queries."""
+    for chain in pack.chains:
+        path = torch.from_numpy(np.concatenate([chain.stem, np.arange(chain.start, chain.stop)]))
+        for start in range(chain.start, chain.stop, _LONGEST_RUN):
+            stop = min(start + _LONGEST_RUN, chain.stop)
+            seen = len(chain.stem) + stop - chain.start
+            allowed = torch.ones(stop - start, seen, dtype=torch.bool).tril(seen - (stop - start))
+            mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+            yield ChainPlan(start, stop, path[:seen], mask.repeat(groups, 1))
 
 
 def _chain_attention(query: Tensor, key: Tensor, value: Tensor, chain: ChainPlan, scaling: float) -> Tensor:
