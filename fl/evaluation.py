@@ -14,6 +14,10 @@ from fl.thresholds import Detection, Flags, Floats, calibration_note, f1_differe
 
 DEFAULT_SCORE = "max_token"
 THRESHOLDS = ("label_free", "validated", "oracle")
+RULE_TYPES: dict[str, type] = {"rule": str, "population": str} | dict.fromkeys(
+    ("f1", "precision", "recall", "false_alarm_rate"), float
+)
+"""Columns of the rules' table."""
 _FEW_ANOMALIES = 30
 
 

@@ -21,6 +21,25 @@ Rows = npt.NDArray[np.int64]
 SURPRISES = ("max_token", "mean_token", "max_message", "mean_message")
 POPULATIONS = ("all", "unseen", "balanced")
 UNKNOWN = -1
+METRIC_TYPES: dict[str, type] = {
+    "round": int,
+    "split": str,
+    "population": str,
+    "score": str,
+    "k": int,
+    "threshold_kind": str,
+    "threshold": float,
+    "f1": float,
+    "precision": float,
+    "recall": float,
+    "false_alarm_rate": float,
+    "auroc": float,
+    "average_precision": float,
+    "windows": int,
+    "anomalies": int,
+    "flagged": int,
+}
+"""Columns of the table; without them a column of nulls only would have no type."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from storage.report_tables import Table, cell_text, tables
+from storage.report_tables import Cell, Table, cell_text, tables
 from storage.report_words import alert_title, fact_lines, machine_table, title
 from storage.summaries import Alert, Summary, headline
 
+_BEFORE_FIGURES = 2
+"""Tables that come first: detection and thresholds."""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -35,9 +37,10 @@ th[aria-sort=descending] button::after { content: " ▼"; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .note { color: #52606d; font-size: .88rem; max-width: 60rem; }
 pre { background: #f4f6f8; padding: .8rem; overflow-x: auto; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
+th.number button { text-align: right; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 figure { margin: 0; }
-figure img { width: 100%; }
+figure img { max-width: 100%; height: auto; }
 figcaption { color: #52606d; font-size: .88rem; }
 </style>
 </head>
@@ -79,15 +82,17 @@ for (const table of document.querySelectorAll("table")) {
 
 def html_report(summary: Summary, figures: Mapping[str, Path]) -> str:
     """One HTML file: figures inside, tables that sort on a click, and how to get the same again."""
+    made = tables(summary)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary.findings["notes"])
     parts = [
         f"<h1>{html.escape(title(summary))}</h1>",
         f'<p class="headline">{html.escape(headline(summary.findings))}</p>',
         f"<ul>{notes}</ul>" if notes else "",
         "<dl>" + "".join(f"<dt>{n}</dt><dd>{html.escape(text)}</dd>" for n, text in fact_lines(summary)) + "</dl>",
-        *(html_table(table) for table in tables(summary)),
-        _html_figures(figures),
+        *map(html_table, made[:_BEFORE_FIGURES]),
         _html_alerts(summary.alerts),
+        _html_figures(figures),
+        *map(html_table, made[_BEFORE_FIGURES:]),
         f"<h2>The same again</h2><pre>{html.escape(summary.run.command)}</pre>",
         html_table(machine_table(summary)),
         "<details><summary>Configuration</summary><pre>"
@@ -96,20 +101,22 @@ def html_report(summary: Summary, figures: Mapping[str, Path]) -> str:
     return _PAGE.replace("{title}", html.escape(title(summary))).replace("{body}", "\n".join(parts))
 
 
-def html_table(table: Table) -> str:
+def html_table(table: Table, heading: str = "h2") -> str:
     """The table with its title and note; numbers sort as numbers."""
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
-    body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in table.rows)
+    classes = [' class="number"' if table.right(column) else "" for column in range(len(table.columns))]
+    head = "".join(
+        f'<th scope="col"{side}>{html.escape(name)}</th>' for name, side in zip(table.columns, classes, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(map(_html_cell, row, classes))}</tr>" for row in table.rows)
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return (
         f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
     )
 
 
-def _html_cell(cell: str | int | float | None) -> str:
-    if isinstance(cell, int | float):
-        return f'<td class="number" data-value="{float(cell)}">{cell_text(cell)}</td>'
-    return f"<td>{html.escape(cell_text(cell))}</td>"
+def _html_cell(cell: Cell, side: str) -> str:
+    value = f' data-value="{float(cell)}"' if isinstance(cell, int | float) else ""
+    return f"<td{side}{value}>{html.escape(cell_text(cell))}</td>"
 
 
 def _html_figures(figures: Mapping[str, Path]) -> str:
@@ -124,12 +131,9 @@ def _html_figures(figures: Mapping[str, Path]) -> str:
 
 
 def _html_alerts(alerts: Sequence[Alert]) -> str:
-    items = []
-    for alert in alerts:
-        rows: list[list[str | int | float | None]] = [[m.position, m.surprise, m.text] for m in alert.messages]
-        shown = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
-        head = '<tr><th scope="col">message</th><th scope="col">nats</th><th scope="col">masked text</th></tr>'
-        items.append(
-            f"<h3>{html.escape(alert_title(alert))}</h3><table><thead>{head}</thead><tbody>{shown}</tbody></table>"
-        )
-    return "<h2>Most anomalous windows</h2>" + "".join(items) if items else ""
+    columns = ["message", "surprise (nats)", "masked text"]
+    shown = [
+        html_table(Table(alert_title(alert), columns, [[m.position, m.surprise, m.text] for m in alert.messages]), "h3")
+        for alert in alerts
+    ]
+    return "<h2>Most anomalous windows</h2>" + "".join(shown) if shown else ""

@@ -28,6 +28,13 @@ class Table:
     rows: list[list[Cell]]
     note: str = ""
 
+    def right(self, column: int) -> bool:
+        """Whether a column holds amounts, to be set flush right."""
+        cells = [row[column] for row in self.rows]
+        return any(cell is not None for cell in cells) and all(
+            cell is None or isinstance(cell, int | float) or cell[:1].isdigit() for cell in cells
+        )
+
 
 def cell_text(value: Cell) -> str:
     """A cell as people read it: thousands separated, three decimals, a dash for nothing."""
@@ -42,10 +49,10 @@ def cell_text(value: Cell) -> str:
 
 def markdown_table(table: Table) -> str:
     """The table in GitHub's Markdown, with its title and note."""
-    numeric = [_numeric(table, column) for column in range(len(table.columns))]
+    sides = ["---:" if table.right(column) else "---" for column in range(len(table.columns))]
     lines = [
         _markdown_row(table.columns),
-        _markdown_row(["---:" if right else "---" for right in numeric]),
+        _markdown_row(sides),
         *(_markdown_row([cell_text(cell) for cell in row]) for row in table.rows),
     ]
     return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else []), ""])
@@ -53,11 +60,6 @@ def markdown_table(table: Table) -> str:
 
 def _markdown_row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
-
-
-def _numeric(table: Table, column: int) -> bool:
-    cells = [row[column] for row in table.rows]
-    return bool(cells) and all(cell is None or isinstance(cell, int | float) for cell in cells)
 
 
 def percent(share: float) -> str:
@@ -98,7 +100,10 @@ def detection_table(summary: Summary) -> Table:
         f"comes from {calibration:,} normal calibration windows, for {percent(found['false_alarm_rate'])} false "
         "alarms. Loss: nats a token on the calibration windows, which training has not seen."
     )
-    return Table("Detection without labels", columns, rows, note)
+    unchosen = found["without_labels"]
+    if unchosen.get("f1") is not None and (unchosen["score"], None) != (found["score"], found["k"]):
+        note += f" With the default score, {unchosen['score']}, no label is used at all: F1 {unchosen['f1']:.3f}."
+    return Table("Detection with a label-free threshold", columns, rows, note)
 
 
 def _rates(found: dict[str, Any] | None) -> list[Cell]:

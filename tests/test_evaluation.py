@@ -3,13 +3,14 @@
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn import metrics
 
 from fl.baselines import RULES, fit
 from fl.errors import ScoreError
-from fl.evaluation import Evaluation, choose_score, evaluate, most_anomalous
-from fl.metrics_table import Windows, score_names
+from fl.evaluation import RULE_TYPES, Evaluation, choose_score, evaluate, most_anomalous
+from fl.metrics_table import METRIC_TYPES, Windows, score_names
 from fl.scoring import anomaly_score
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -78,6 +79,14 @@ def test_the_table_holds_every_round_split_population_score_and_threshold(evalua
     assert len(keys) == len(evaluation.metrics)
     # Two rounds, three populations, seven scores; validation has no oracle.
     assert len(keys) == 2 * 3 * 7 * (2 + 3)
+
+
+def test_the_tables_have_the_stated_columns_even_without_labels(evaluation: Evaluation) -> None:
+    for found in (evaluation, evaluate(_windows(known=False)[0], {0: _columns(0.0)})):
+        for rows, types in ((found.metrics, METRIC_TYPES), (found.rules, RULE_TYPES)):
+            assert all(list(row) == list(types) for row in rows)
+            table = pl.DataFrame(rows, schema=types)
+            assert pl.Null not in table.dtypes
 
 
 def test_the_oracle_is_never_below_the_other_thresholds(evaluation: Evaluation) -> None:
