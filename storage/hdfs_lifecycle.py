@@ -120,20 +120,25 @@ class Lifecycle:
         """The whole write, from allocation to three booked replicas."""
         self.allocate()
         ready = self.receive()
-        share = self.block.size / FULL_BLOCK
         typical = self.block.job.seconds
-        seconds = max(0.25 * typical, self.draw.gauss(typical, 0.33 * typical)) * max(share, 0.02)
+        seconds = max(0.25 * typical, self.draw.gauss(typical, 0.33 * typical))
+        if self.block.size < FULL_BLOCK:
+            seconds *= self.block.size / FULL_BLOCK * self.draw.lognormvariate(0, 0.6)
         self.finish(ready + seconds, empty_packets, late)
 
     def scan(self, until: float) -> None:
         """The block scanners of the holding nodes verify the replica once in a while, each at most once here."""
-        alive = max(0.0, until - self.block.written)
+        # A node goes on scanning what the name node has given up until it is told so.
+        alive = max(0.0, until - self.block.written) + self.draw.uniform(0, 80)
+        chance = self.block.job.scanned
+        if chance > 0.2:
+            # Early blocks head the scanners' queues on all their nodes alike, so their replicas are scanned together.
+            chance = self.draw.betavariate(2 * chance, 2 * (1 - chance))
         for node in self.block.holders[:3]:
-            if self.draw.random() < self.block.job.scanned:
-                time = self.block.written + 30 + self.draw.random() * alive
-                if time < until:
-                    message = f"Verification succeeded for {self.block.name}"
-                    self.on(node, time, 13, "INFO dfs.DataBlockScanner", message)
+            if self.draw.random() < chance:
+                time = self.block.written + self.draw.random() * alive
+                message = f"Verification succeeded for {self.block.name}"
+                self.on(node, time, 13, "INFO dfs.DataBlockScanner", message)
 
     def read(self) -> None:
         """The jobs that read the folder pass over the block."""
@@ -146,12 +151,12 @@ class Lifecycle:
         if reading.kind == "sort":
             self._read_by_sort(begin)
             return
-        slow = 4.0 if reading.kind == "slow text" else 1.0
+        slow, head_start = (4.0, 48) if reading.kind == "slow text" else (1.0, 6)
         full = self.block.size == FULL_BLOCK
         for _ in range(2):
             self.served(begin + self.soon(18 * slow))
         if full:
-            self.broken_off(begin + 6 * slow + self.soon(24 * slow))
+            self.broken_off(begin + head_start + self.soon(24 * slow))
         self.block.reads += 2 + full
 
     def _read_by_sort(self, begin: float) -> None:
@@ -161,7 +166,7 @@ class Lifecycle:
             return
         self.broken_off(begin)
         self.broken_off(begin + self.soon(14))
-        if self.block.job.start == 0 and self.draw.random() < 0.12:
+        if self.draw.random() < 0.065:
             # The first block of a file is where the sampler for the total order looks.
             for _ in range(13 if self.draw.random() < 0.97 else self.draw.randint(18, 20)):
                 self.broken_off(begin + self.soon(30) - 30)
@@ -176,7 +181,7 @@ class Lifecycle:
 
     def broken_off(self, time: float) -> None:
         """A reader closed the stream before its end, which this log calls an exception."""
-        if self.draw.random() < 0.99:
+        if self.draw.random() < 0.995:
             node = self._holder()
             reader = node if self.draw.random() < 0.12 else self.draw.choice(self.cluster.nodes)
             message = f"{node.address}:50010:Got exception while serving {self.block.name} to /{reader.address}:"
@@ -205,7 +210,7 @@ class Lifecycle:
 
     def deletion_lag(self) -> float:
         """Seconds until a data node asks for its deletions and gets to this one."""
-        return 0.4 + self.soon(45) if self.draw.random() < 0.03 else self.draw.gammavariate(3.4, 57)
+        return 0.2 + self.soon(45) if self.draw.random() < 0.03 else self.draw.gammavariate(3.4, 57)
 
     def delete(self, time: float) -> None:
         """The ordinary end: three replicas marked, three removed."""
