@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from storage.log_formats import CONTENT
 from storage.progress import Progress, silent
 from storage.raw_lines import decode_lines, work_on_chunks
+from storage.tables import TableWriter, write_table
 
 if TYPE_CHECKING:
     from storage.datasets import DatasetSpec
@@ -108,17 +109,14 @@ def mask_log(
     messages = _Messages(rules)
     first = 0
     schema = {"line_number": pl.UInt32, "message_id": pl.UInt32}
-    with pq.ParquetWriter(
-        into / "line_messages.parquet", pl.DataFrame(schema=schema).to_arrow().schema, compression="zstd"
-    ) as writer:
+    with TableWriter(into / "line_messages.parquet", schema) as writer:
         for contents in work_on_chunks(raw, lambda data: _contents(data, spec, rules), progress=progress):
             rows = np.flatnonzero(needed[first : first + contents.height]).astype(np.uint32)
             ids = messages.ids(contents, rows)
-            table = pl.DataFrame({"line_number": rows + np.uint32(first), "message_id": ids}, schema=schema)
-            writer.write_table(table.to_arrow())
+            writer.add(pl.DataFrame({"line_number": rows + np.uint32(first), "message_id": ids}, schema=schema))
             first += contents.height
     table = messages.table()
-    table.write_parquet(into / "messages.parquet")
+    write_table(table, into / "messages.parquet")
     return {"lines": int(table["lines"].sum()), "messages": table.height}
 
 

@@ -61,15 +61,15 @@ def _decode_one_by_one(data: bytes, encoding: str) -> Lines:
     return Lines(pl.Series("line", texts, dtype=pl.String), undecodable)
 
 
-def read_chunks(raw: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """The file's bytes in chunks of whole lines; a UTF-8 byte order mark at its start is left out.
+def read_chunks(raw: Path) -> Iterator[bytes]:
+    """The file's bytes in chunks of whole lines, about CHUNK_BYTES each, without a UTF-8 byte order mark at its start.
 
     Raises SourceError where the file cannot be read.
     """
     try:
         with raw.open("rb") as file:
             rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
-            while block := file.read(chunk_bytes):
+            while block := file.read(CHUNK_BYTES):
                 cut = block.rfind(b"\n") + 1
                 if cut:
                     yield rest + block[:cut]
@@ -82,16 +82,14 @@ def read_chunks(raw: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         raise SourceError(f"Cannot read {raw}: {error.strerror}; check the path and its permissions.") from error
 
 
-def work_on_chunks(
-    raw: Path, work: Callable[[bytes], T], chunk_bytes: int = CHUNK_BYTES, progress: Progress = silent
-) -> Iterator[T]:
+def work_on_chunks(raw: Path, work: Callable[[bytes], T], progress: Progress = silent) -> Iterator[T]:
     """What `work` makes of each chunk, in the file's order, with a few chunks in work at a time."""
     total = raw.stat().st_size if raw.exists() else 0
     done = 0
     waiting: deque[tuple[int, Future[T]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for chunk in read_chunks(raw, chunk_bytes):
+            for chunk in read_chunks(raw):
                 waiting.append((len(chunk), pool.submit(work, chunk)))
                 if len(waiting) > THREADS:
                     size, result = waiting.popleft()

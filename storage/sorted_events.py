@@ -8,7 +8,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow.parquet as pq
+
+from storage.tables import TableWriter
 
 STRETCH_BITS = 15
 """Windows are sorted in stretches of 2^15 ids."""
@@ -44,13 +45,12 @@ class SortedEvents(AbstractContextManager["SortedEvents"]):
 
     def write(self, path: Path, windows: int) -> None:
         """Write the events of the first `windows` windows as Parquet, one stretch a row group."""
-        schema = pl.DataFrame(schema=SCHEMA).to_arrow().schema
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with TableWriter(path, SCHEMA) as writer:
             for stretch in sorted(self._stretches):
                 file = self._folder / str(stretch)
                 pairs = np.fromfile(file, np.uint32).reshape(-1, 2)
                 pairs = pairs[pairs[:, 0] < windows]
                 pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
                 table = pl.DataFrame({"window_id": pairs[:, 0], "line_number": pairs[:, 1]}, schema=SCHEMA)
-                writer.write_table(table.to_arrow())
+                writer.add(table)
                 file.unlink()

@@ -16,12 +16,16 @@ from tokenizers import Tokenizer
 
 from storage.errors import SourceError
 from storage.progress import Progress, silent
+from storage.tables import TableWriter, write_table
 
 CHECKED_SEQUENCES = 4000
 """Distinct sequences whose composed tokens are held against those of the joined text; all, where there are no more."""
 
-CHECKED_MESSAGES = 512
+CHECKED_LENGTH = 512
 """Messages of a sequence that the check reads; far more than fit in a window's tokens."""
+
+CHECKED_MESSAGES = 100_000
+"""Distinct messages whose joints with the separator are checked on their own."""
 
 _WINDOWS_AT_ONCE = 1 << 15
 _U32 = npt.NDArray[np.uint32]
@@ -117,9 +121,10 @@ class Composer:
         )
 
     def agrees(self, sequences: Sequence[_U32]) -> bool:
-        """Whether composed tokens equal the tokens of the joined text, over evenly drawn sequences."""
+        """Whether composed tokens equal those of the joined text: each message twice, and evenly drawn sequences."""
         every = max(1, -(-len(sequences) // CHECKED_SEQUENCES))
-        checked = [sequence[:CHECKED_MESSAGES] for sequence in sequences[::every]]
+        doubled = [np.array([message, message], dtype=np.uint32) for message in range(len(self._texts))]
+        checked = [sequence[:CHECKED_LENGTH] for sequence in sequences[::every]] + doubled[:CHECKED_MESSAGES]
         for start in range(0, len(checked), 256):
             batch = checked[start : start + 256]
             joined = encode(self._tokenizer, [self._joined(sequence) for sequence in batch])
@@ -155,7 +160,7 @@ def tokenize_windows(
         composer.compose(sequence.tolist()) if composed else composer.whole(sequence.tolist()) for sequence in sequences
     ]
     table = _sequence_table(sequences, tokens, sequence_ids)
-    table.write_parquet(into / "sequences.parquet")
+    write_table(table, into / "sequences.parquet")
     _write_windows(windows, table, sequence_ids, into)
     return _counts(table) | {"messages": messages.height, "composed": composed}
 
@@ -165,7 +170,7 @@ def _write_messages(messages: pl.DataFrame, composer: Composer, into: Path) -> N
         first_tokens=pl.Series(composer.first, dtype=pl.List(pl.UInt32)),
         next_tokens=pl.Series(composer.next, dtype=pl.List(pl.UInt32)),
     )
-    table.write_parquet(into / "messages.parquet")
+    write_table(table, into / "messages.parquet")
 
 
 def _distinct_sequences(windows: Path, masks: Path, progress: Progress) -> tuple[list[bytes], _U32]:
@@ -226,15 +231,9 @@ def _write_windows(windows: Path, sequences: pl.DataFrame, sequence_ids: _U32, i
     facts = pl.read_parquet(windows / "windows.parquet")
     facts = facts.with_columns(sequence_id=pl.Series(sequence_ids, dtype=pl.UInt32))
     known = sequences.select("sequence_hash", "message_ids", "n_tokens", "truncated")
-    writer = None
-    try:
+    with TableWriter(into / "windows.parquet", {**facts.schema, **known.schema}) as writer:
         for part in facts.iter_slices(_WINDOWS_AT_ONCE):
-            table = pl.concat([part, known[part["sequence_id"]]], how="horizontal").to_arrow()
-            writer = writer or pq.ParquetWriter(into / "windows.parquet", table.schema, compression="zstd")
-            writer.write_table(table)
-    finally:
-        if writer:
-            writer.close()
+            writer.add(pl.concat([part, known[part["sequence_id"]]], how="horizontal"))
 
 
 def _counts(sequences: pl.DataFrame) -> dict[str, Any]:

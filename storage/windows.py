@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from storage.errors import FormatError
@@ -18,6 +17,7 @@ from storage.memberships import Counts, Membership, Sessions, Spans, session_key
 from storage.progress import Progress, silent
 from storage.raw_lines import decode_lines, work_on_chunks
 from storage.sorted_events import SortedEvents
+from storage.tables import TableWriter, write_table
 from storage.window_facts import WindowFacts, line_numbers
 
 if TYPE_CHECKING:
@@ -105,12 +105,11 @@ def window_log(
     facts = WindowFacts(limit, spec.normal_word)
     with ExitStack() as stack:
         events = stack.enter_context(SortedEvents(into))
-        rejects = stack.enter_context(_reject_writer(into / REJECTS))
+        rejects = stack.enter_context(TableWriter(into / REJECTS, REJECT_SCHEMA))
         for chunk in work_on_chunks(raw, lambda data: _read_chunk(data, spec, rule), progress=progress):
             first = facts.lines
-            if chunk.rejects.height:
-                facts.rejected.update(chunk.rejects["reason"])
-                rejects.write_table(_numbered(chunk.rejects, first).to_arrow())
+            facts.rejected.update(chunk.rejects["reason"])
+            rejects.add(_numbered(chunk.rejects, first))
             members = membership.members(chunk.keys if rule.kind == "session" else chunk.lines)
             facts.repeated += chunk.repeated
             kept = facts.add(chunk.height, chunk.lines, members)
@@ -120,7 +119,7 @@ def window_log(
         windows = facts.windows(membership.keep())
         events.write(into / "events.parquet", windows.height)
     windows, label_counts = _labelled(windows, labels, facts, spec)
-    windows.write_parquet(into / "windows.parquet")
+    write_table(windows, into / "windows.parquet")
     shared = {"two_key_lines": facts.shared, "two_mention_lines": facts.repeated} if rule.kind == "session" else {}
     return facts.counts() | shared | label_counts
 
@@ -174,10 +173,6 @@ def _rejects(text: pl.Series, undecodable: dict[int, str], parsed: pl.Series, go
 
 def _numbered(rejects: pl.DataFrame, first: int) -> pl.DataFrame:
     return rejects.select((pl.col("row") + first).cast(pl.UInt32).alias("line_number"), "reason", "raw")
-
-
-def _reject_writer(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, pl.DataFrame(schema=REJECT_SCHEMA).to_arrow().schema, compression="zstd")
 
 
 def _check_lines(facts: WindowFacts, raw: Path, spec: "DatasetSpec", into: Path, max_rejected: float) -> None:
