@@ -9,10 +9,10 @@ import numpy as np
 from fl.baselines import distinct_windows, fit_all
 from fl.errors import ScoreError
 from fl.metrics_table import Columns, Row, Rows, Windows, metric_rows
+from fl.score_choice import DEFAULT_SCORE, choose_score
 from fl.scoring import anomaly_score
 from fl.thresholds import Detection, Flags, Floats, calibration_note, f1_difference, f1_interval, metrics_at
 
-DEFAULT_SCORE = "max_token"
 THRESHOLDS = ("label_free", "validated", "oracle")
 RULE_TYPES: dict[str, type] = {"rule": str, "population": str} | dict.fromkeys(
     ("f1", "precision", "recall", "false_alarm_rate"), float
@@ -52,6 +52,8 @@ def evaluate(
     if not rounds:
         raise ScoreError("No round has scores: score the windows before evaluating.")
     reported = max(rounds) if reported_round is None else reported_round
+    if reported not in rounds:
+        raise ScoreError(f"Round {reported} has no scores: choose one of {', '.join(map(str, sorted(rounds)))}.")
     metrics = metric_rows(windows, rounds, false_alarm_rate, seed)
     name, chosen_k, reason = choose_score([row for row in metrics if row["round"] == reported], score, k)
     scores = anomaly_score(rounds[reported], name, chosen_k)[windows.sequence]
@@ -78,28 +80,6 @@ def evaluate(
     findings |= _against_rules(windows, scores, flags, findings, seed)
     findings["notes"] = _notes(windows, findings)
     return Evaluation(metrics, rules, findings, scores)
-
-
-def choose_score(rows: Sequence[Row], score: str = "auto", k: int | None = None) -> tuple[str, int | None, str]:
-    """The score to detect with, its K, and why: by label-free F1, then average precision, on the validation split.
-
-    `rows` are one round's metrics. The unaligned variant is for comparison only and is chosen only by name.
-    """
-    rows = [row for row in rows if row["split"] == "validation" and row["population"] == "all"]
-    rows = [row for row in rows if row["threshold_kind"] == "label_free" and row["f1"] is not None]
-    if score == "auto":
-        rows = [row for row in rows if row["score"] != "unaligned"]
-        if not rows:
-            return DEFAULT_SCORE, None, "the default: the validation split has no labelled anomalies to choose by"
-        best = max(rows, key=lambda row: (row["f1"], row["average_precision"]))
-        return best["score"], best["k"], "best label-free F1, then average precision, on the labelled validation split"
-    if score not in {"top_k", "unaligned"} or k is not None:
-        return score, k, "as configured"
-    fitting = [row for row in rows if row["score"] == score]
-    if not fitting:
-        return score, 1, "as configured; K = 1 for want of labelled validation anomalies"
-    best = max(fitting, key=lambda row: (row["f1"], row["average_precision"]))
-    return score, best["k"], "as configured; K by label-free F1 on the labelled validation split"
 
 
 def most_anomalous(windows: Windows, scores: Floats, count: int = 3) -> list[Row]:

@@ -51,11 +51,12 @@ function value(row, index) {
   const cell = row.cells[index];
   return cell.dataset.value === undefined ? cell.textContent.trim() : Number(cell.dataset.value);
 }
-function compare(a, b) {
+function compare(a, b, sign) {
+  // What is missing stays last, whichever way one sorts.
   const missing = Number(a === "–") - Number(b === "–");
   if (missing) return missing;
-  if (typeof a === "number" && typeof b === "number") return a - b;
-  return String(a).localeCompare(String(b), "en", {numeric: true});
+  if (typeof a === "number" && typeof b === "number") return sign * (a - b);
+  return sign * String(a).localeCompare(String(b), "en", {numeric: true});
 }
 for (const table of document.querySelectorAll("table")) {
   for (const head of table.tHead.rows[0].cells) {
@@ -66,10 +67,8 @@ for (const table of document.querySelectorAll("table")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...table.tBodies[0].rows].sort((a, b) => {
-        const order = compare(value(a, head.cellIndex), value(b, head.cellIndex));
-        return down ? -order : order;
-      });
+      const rows = [...table.tBodies[0].rows];
+      rows.sort((a, b) => compare(value(a, head.cellIndex), value(b, head.cellIndex), down ? -1 : 1));
       table.tBodies[0].append(...rows);
     });
   }

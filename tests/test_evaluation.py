@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from fl.baselines import RULES, fit
 from fl.errors import ScoreError
-from fl.evaluation import RULE_TYPES, Evaluation, choose_score, evaluate, most_anomalous
+from fl.evaluation import RULE_TYPES, Evaluation, evaluate, most_anomalous
 from fl.metrics_table import METRIC_TYPES, Windows, score_names
 from fl.scoring import anomaly_score
 
@@ -192,20 +192,6 @@ def test_windows_without_a_label_are_left_out_and_counted() -> None:
     assert any(note.startswith("5 test windows") for note in found["notes"])
 
 
-def test_the_score_is_chosen_by_validation_and_a_named_one_is_kept(evaluation: Evaluation) -> None:
-    rows = [row for row in evaluation.metrics if row["round"] == 1]
-    name, k, reason = choose_score(rows)
-    assert (name, k) == ("max_token", None)
-    assert "validation" in reason
-    for row in rows:
-        if (row["score"], row["k"], row["split"]) == ("top_k", 3, "validation"):
-            row["f1"] = 1.0
-    assert choose_score(rows)[:2] == ("top_k", 3)
-    assert choose_score(rows, "top_k")[:2] == ("top_k", 3)
-    assert choose_score(rows, "unaligned", 1)[:2] == ("unaligned", 1)
-    assert choose_score([], "auto")[:2] == ("max_token", None)
-
-
 def test_the_score_names_are_those_of_the_columns_with_the_default_first() -> None:
     names = score_names(_columns(0.0))
     assert names[0] == ("max_token", None)
@@ -218,7 +204,26 @@ def test_missing_scores_are_one_clear_error() -> None:
     columns["max_token"][0] = np.nan
     with pytest.raises(ScoreError, match="not finite"):
         evaluate(windows, {0: columns})
+    with pytest.raises(ScoreError, match="Round 7 has no scores: choose one of 0, 2"):
+        evaluate(windows, {0: _columns(0.0), 2: _columns(0.0)}, reported_round=7)
     with pytest.raises(ScoreError, match="No round"):
         evaluate(windows, {})
     with pytest.raises(ScoreError, match="7 sequences have scores, but windows refer to 8"):
         evaluate(windows, {0: {name: values[:7] for name, values in _columns(0.0).items()}})
+
+
+def test_an_earlier_round_can_be_reported() -> None:
+    windows, _ = _windows()
+    found = evaluate(windows, {0: _columns(0.6, 1), 1: _columns(0.0)}, reported_round=0).findings
+    assert found["round"] == 0
+    assert found["auroc"] == found["rounds"][0]["auroc"]
+
+
+def test_without_test_windows_there_is_still_a_chosen_score() -> None:
+    windows, _ = _windows()
+    windows.split[windows.split == "test"] = "unused"
+    found = evaluate(windows, {0: _columns(0.0)}).findings
+    assert found["headline"] is None
+    assert found["windows"] is None
+    assert found["most_anomalous"] == []
+    assert found["score"] == "max_token"
