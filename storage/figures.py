@@ -75,7 +75,7 @@ def partition_sizes(sizes: Sequence[int], path: Path) -> Picture:
         axes.bar(range(len(sizes)), sizes, color=NORMAL, width=0.8)
         axes.set(xlabel="client", ylabel="training windows", title=_sizes_title(sizes))
         axes.grid(axis="x", visible=False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         return _save(figure, path, "Training windows of each client")
@@ -84,7 +84,8 @@ def partition_sizes(sizes: Sequence[int], path: Path) -> Picture:
 def _sizes_title(sizes: Sequence[int]) -> str:
     low, high = min(sizes), max(sizes)
     spread = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
-    return f"{sum(sizes):,} training windows over {len(sizes)} clients, {spread}"
+    clients = "1 client" if len(sizes) == 1 else f"{len(sizes)} clients"
+    return f"{sum(sizes):,} training windows over {clients}, {spread}"
 
 
 def loss_by_round(
@@ -183,7 +184,11 @@ def score_histograms(
     Labels: 1 anomalous, 0 normal, -1 unknown; `thresholds` by kind; `score` in words names the axis.
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    edges = np.histogram_bin_edges(values, bins=bins).tolist()
+    # A few windows far out would press all others into one bar.
+    wide = values.min() > 0 and values.max() > 20 * np.median(values)
+    edges = (
+        np.geomspace(values.min(), values.max(), bins + 1) if wide else np.histogram_bin_edges(values, bins)
+    ).tolist()
     with _picture(8.4, 3.8) as (figure, (axes,)):
         groups = {"normal": (truth == 0, NORMAL), "anomalous": (truth == 1, ANOMALOUS), "no label": (truth < 0, RULE)}
         for name, (chosen, colour) in groups.items():
@@ -194,6 +199,8 @@ def score_histograms(
             name = f"{kind.replace('_', '-')} threshold"
             axes.axvline(value, color="#222222", linestyle=THRESHOLD_STYLES.get(kind, "-"), linewidth=1.2, label=name)
         axes.set_yscale("log")
+        axes.set_xscale("log" if wide else "linear")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set(xlabel=score, ylabel="test windows", title="Scores of the test windows")

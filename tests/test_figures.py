@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.axes import Axes
 
 from storage import figures
 from storage.figures import Curve, Picture, Point
@@ -53,6 +55,23 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     first, second = (figures.f1_by_round(METRICS, RULES, tmp_path / n) for n in ("a", "b"))
     assert first.svg.read_bytes() == second.svg.read_bytes()
     assert first.png.read_bytes() == second.png.read_bytes()
+
+
+def test_no_window_is_left_out_of_a_histogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+    plain = Axes.hist
+
+    def counted(self: Axes, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = plain(self, *args, **kwargs)
+        drawn.append(float(np.sum(result[0])))
+        return result
+
+    monkeypatch.setattr(Axes, "hist", counted)
+    for far in (1.0, 1000.0):
+        drawn.clear()
+        scores = np.append(SCORES, SCORES.max() * far)
+        figures.score_histograms(scores, np.append(LABELS, 1), THRESHOLDS, "surprise", tmp_path / "h")
+        assert sum(drawn) == len(scores)
 
 
 def test_figures_can_be_drawn_without_labels_rounds_or_rules(tmp_path: Path) -> None:
