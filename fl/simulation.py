@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,8 @@ def _run_in_simulation(job: TrainingJob, client_app: "ClientApp | None") -> None
     from fl.server_app import app
 
     _log_to_file(job.run_folder / LOG)
-    with _ray_folder(job.run_folder) as folder:
+    # Ray prints what it has to say about dead workers to standard output, whatever its log level.
+    with (job.run_folder / LOG).open("a") as log, redirect_stdout(log), _ray_folder(job.run_folder) as folder:
         run_simulation(
             server_app=app,
             client_app=client_app or usual_client.app,
