@@ -76,9 +76,9 @@ class RunConfig(BaseModel):
     """What is blotted out of messages; None: as the dataset's description says."""
     tokens: TokenRule = TokenRule()
     """How windows become token sequences."""
-    split: SplitRule = Field(default_factory=SplitRule)
+    split: SplitRule = SplitRule()
     """Which windows are learned from and which are judged by."""
-    partition: PartitionRule = Field(default_factory=PartitionRule)
+    partition: PartitionRule = PartitionRule()
     """How training windows are dealt to clients."""
     model: ModelConfig = ModelConfig()
     """The base model."""

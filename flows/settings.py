@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import shlex
 import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -32,6 +33,29 @@ def run_config(preset: str, settings: list[str]) -> RunConfig:
             part = part.setdefault(name, {})
         part[path[-1]] = _parsed(value.strip(), settings_of_run().get(".".join(path)))
     return validated(values)
+
+
+def command_of(config: RunConfig) -> str:
+    """The command that starts this run: its preset, and what differs from it."""
+    preset = _flat(RunConfig.model_validate({"preset": config.preset, "seed": config.seed}).model_dump(mode="json"))
+    given = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if preset.get(key) != value}
+    given.pop("partition.clients", None)
+    if config.seed:
+        given["seed"] = config.seed
+    settings = [f"{key}={_text(value)}" for key, value in given.items()]
+    return shlex.join(["atalaia", "run", config.preset, *settings])
+
+
+def _text(value: object) -> str:
+    """A value as it is typed."""
+    return "null" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def validated(values: Mapping[str, Any]) -> RunConfig:

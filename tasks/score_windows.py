@@ -122,7 +122,7 @@ class _Scorer:
 
     def _file(self, found: CommittedRound) -> Path:
         """Where the scores of an adapter lie: apart for every model, way of loading it, K and scoring source."""
-        facts = [self._model.fingerprint, self._quantization, self._device, self._tuning.kind, self._ks]
+        facts: list[object] = [self._model.fingerprint, self._quantization, self._device, self._tuning.kind, self._ks]
         facts += [self._tuning.scale_numerator / self._tuning.rank, source_hash(["fl.scoring", "fl.adapter"])]
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         return current().scores / name / f"{found.adapter_hash}.parquet"

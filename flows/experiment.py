@@ -1,0 +1,95 @@
+"""Flow: the whole experiment, from a raw log to a registered detector."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect import flow
+
+from flows.config import RunConfig
+from flows.evaluate import Judged, judge
+from flows.prepare import Prepared, prepare_data
+from flows.settings import command_of
+from flows.train import run_id_of, train_adapters
+from storage.runs import hardware, now, read_record, record_run, versions
+from storage.stages import Stage
+from storage.summaries import RunFacts
+from tasks.draw_figures import draw_figures
+from tasks.measure_costs import measure_costs
+from tasks.report_results import fill_run_folder, report_results, show_on_run_page
+
+
+@flow(name="experiment", persist_result=False)
+def experiment(config: RunConfig) -> str:
+    """Prepare, train, score, judge, report and register; the run's id."""
+    prepared = prepare_data(config)
+    run_id = run_id_of(config, prepared)
+    with _recorded(config, run_id) as facts:
+        trained = train_adapters(config, prepared, run_id)
+        judged = judge(config, prepared, trained)
+        report(config, prepared, trained, judged, facts)
+    return run_id
+
+
+def report(config: RunConfig, prepared: Prepared, trained: Stage, judged: Judged, facts: RunFacts) -> Stage:
+    """The run's report and figures, in its folder and on its page."""
+    costs = measure_costs(prepared.model, trained, judged.scored, config.tuning)
+    figures = draw_figures(prepared.partition, trained, judged.evaluated)
+    facts = facts.model_copy(update={"status": "finished", "reasons": facts.reasons | judged.scored.counts["reasons"]})
+    written = report_results(
+        vars(prepared),
+        judged.evaluated,
+        judged.explained,
+        costs,
+        figures,
+        config.model_dump(mode="json"),
+        facts=facts,
+    )
+    fill_run_folder(facts.run_id, trained, judged.scored, judged.evaluated, figures, written)
+    show_on_run_page(written, figures)
+    return written
+
+
+@contextmanager
+def _recorded(config: RunConfig, run_id: str) -> Iterator[RunFacts]:
+    """Keep the run's record up to date: running, then finished or failed."""
+    facts = _run_facts(config, run_id)
+    record_run(facts)
+    try:
+        yield facts
+    except BaseException:
+        record_run(facts.model_copy(update={"status": "failed"}))
+        raise
+    record_run(facts.model_copy(update={"status": "finished"}))
+
+
+def _run_facts(config: RunConfig, run_id: str) -> RunFacts:
+    return RunFacts(
+        run_id=run_id,
+        preset=config.preset,
+        dataset=config.dataset.name,
+        split=config.split.kind,
+        model=config.model.name,
+        tuning=config.tuning.kind,
+        rank=config.tuning.rank if config.tuning.kind == "lora" else None,
+        seed=config.seed,
+        rounds=config.federation.rounds,
+        clients=config.federation.clients,
+        clients_per_round=config.federation.clients_per_round,
+        status="running",
+        started=_first_start(run_id),
+        command=command_of(config),
+        config=config.model_dump(mode="json"),
+        versions=versions(),
+        hardware=hardware(),
+        reasons=config.derived(),
+    )
+
+
+def _first_start(run_id: str) -> str:
+    """When the run was first started: taken up again, it is still the same run."""
+    from storage.errors import DataError
+
+    try:
+        return read_record(run_id).started
+    except DataError:
+        return now()

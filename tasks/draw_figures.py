@@ -1,0 +1,78 @@
+"""Task: draw what a run shows best in pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fl.thresholds import rank
+from storage.adapters import committed_rounds
+from storage.figures import (
+    Curve,
+    Picture,
+    Point,
+    f1_by_round,
+    loss_by_round,
+    partition_sizes,
+    precision_recall,
+    score_histograms,
+)
+from storage.stages import NewStage, Stage
+from storage.summaries import THRESHOLDS, score_name
+from tasks.stage_task import stage
+
+
+@stage("figures")
+def draw_figures(new: NewStage, partition: Stage, trained: Stage, evaluated: Stage) -> None:
+    """Partition sizes, loss and F1 by round, score histograms, precision and recall; those that the data allow."""
+    findings = json.loads(evaluated.file("findings.json").read_text())
+    pictures = [partition_sizes(share_sizes(partition), new.path / "partition_sizes")]
+    pictures += _of_rounds(new.path, trained, evaluated, findings)
+    pictures += _of_scores(new.path, evaluated, findings)
+    captions = {picture.svg.stem: picture.caption for picture in pictures}
+    (new.path / "captions.json").write_text(json.dumps(captions, indent=1))
+    new.counts["figures"] = len(pictures)
+
+
+def share_sizes(partition: Stage) -> list[int]:
+    """Training windows of each client."""
+    shares = pl.read_parquet(partition.file("shares.parquet"))
+    return shares.group_by("partition").len().sort("partition")["len"].to_list()
+
+
+def _of_rounds(folder: Path, trained: Stage, evaluated: Stage, findings: dict[str, Any]) -> list[Picture]:
+    committed = committed_rounds(Path(trained.path))
+    if len(committed) < 2:
+        return []
+    rounds = pl.concat([pl.read_parquet(found.folder / "round.parquet") for found in committed])
+    clients = pl.concat([pl.read_parquet(found.folder / "clients.parquet") for found in committed])
+    held_out = [(row["round"], row["loss"]) for row in findings["rounds"] if row["loss"] is not None]
+    pictures = [loss_by_round(rounds, clients, held_out, folder / "loss_by_round")]
+    if findings["headline"]:
+        metrics = pl.read_parquet(evaluated.file("metrics.parquet"))
+        rules = {row["rule"]: row["f1"] for row in findings["rules"]}
+        pictures.append(f1_by_round(metrics, rules, folder / "f1_by_round", (findings["score"], findings["k"])))
+    return pictures
+
+
+def _of_scores(folder: Path, evaluated: Stage, findings: dict[str, Any]) -> list[Picture]:
+    test = pl.read_parquet(evaluated.file("window_scores.parquet")).filter(pl.col("split") == "test")
+    scores, labels = test["score"].to_numpy(), test["label"].fill_null(-1).to_numpy()
+    if not len(test):
+        return []
+    thresholds = {kind: findings[kind]["threshold"] for kind in THRESHOLDS if findings[kind]}
+    pictures = [score_histograms(scores, labels, thresholds, score_name(findings), folder / "score_histograms")]
+    if not findings["headline"]:
+        return pictures
+    known = labels >= 0
+    precision, recall = rank(scores[known], labels[known]).precision_recall
+    points = {kind: _point(findings[kind]) for kind in thresholds}
+    rules = {row["rule"]: _point(row) for row in findings["rules"]}
+    curves = {"tuned model": Curve(recall.tolist(), precision.tolist())}
+    path = folder / "precision_recall"
+    return [*pictures, precision_recall(curves, points, rules, findings["prevalence"], path)]
+
+
+def _point(row: dict[str, Any]) -> Point:
+    return Point(row["recall"], row["precision"])

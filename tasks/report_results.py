@@ -1,0 +1,118 @@
+"""Task: tell what a run did, cost and found, in files and on the run's page."""
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from storage.layout import current
+from storage.report_tables import markdown_table, tables
+from storage.reports import markdown_alerts, markdown_report, write_report
+from storage.stages import NewStage, Stage
+from storage.summaries import Alert, DataFacts, RunFacts, Summary, TrainingFacts, load_summary
+from tasks.draw_figures import share_sizes
+from tasks.stage_task import stage
+
+
+@stage("report", unkeyed=("facts",))
+def report_results(
+    new: NewStage,
+    data: Mapping[str, Stage],
+    evaluated: Stage,
+    explained: Stage,
+    costs: Stage,
+    figures: Stage,
+    config: Mapping[str, Any],
+    facts: RunFacts,
+) -> None:
+    """Write the report as JSON, Markdown and one HTML file, with its figures inside."""
+    summary = Summary(
+        run=facts,
+        data=_data_facts(data, config),
+        training=TrainingFacts.model_validate_json(costs.file("costs.json").read_text()),
+        findings=json.loads(evaluated.file("findings.json").read_text()),
+        alerts=[Alert.model_validate(alert) for alert in json.loads(explained.file("alerts.json").read_text())],
+        next_commands=_next_commands(facts),
+    )
+    captions = json.loads(figures.file("captions.json").read_text())
+    write_report(summary, new.path, {caption: figures.file(f"{name}.svg") for name, caption in captions.items()})
+
+
+def _data_facts(data: Mapping[str, Stage], config: Mapping[str, Any]) -> DataFacts:
+    window, tokenized = data["window"].counts, data["tokenized"].counts
+    return DataFacts(
+        lines=window["lines"],
+        windows=window["windows"],
+        distinct_windows=tokenized["distinct_sequences"],
+        messages=data["mask"].counts["messages"],
+        anomalies=window["anomalous"],
+        rejected=window["rejected"],
+        tokens=tokenized["tokens"],
+        truncated_windows=tokenized["truncated_windows"],
+        cut_at=config["tokens"]["max_tokens"],
+        shares=share_sizes(data["partition"]),
+    )
+
+
+def _next_commands(facts: RunFacts) -> list[str]:
+    return [
+        f"atalaia report {facts.run_id}",
+        "atalaia query --view rounds",
+        f"{facts.command} seed={facts.seed + 1}",
+        "atalaia run hdfs-2pct source=HDFS_1.tar.gz",
+    ]
+
+
+def fill_run_folder(
+    run_id: str, trained: Stage, scored: Stage, evaluated: Stage, figures: Stage, report: Stage
+) -> Path:
+    """Put a run's results together in its folder, as second names of the stages' files; the folder."""
+    folder = current().run(run_id)
+    wanted = {folder / "scores" / f"{name}.parquet": path for name, path in _score_files(scored).items()}
+    for produced in (evaluated, report):
+        wanted |= {folder / path.name: path for path in Path(produced.path).iterdir() if path.name != "card.json"}
+    wanted |= {folder / "figures" / path.name: path for path in Path(figures.path).glob("*.[sp][vn]g")}
+    rounds = Path(trained.path) / "rounds"
+    wanted |= {folder / path.relative_to(trained.path): path for path in rounds.rglob("*") if path.is_file()}
+    for target, source in wanted.items():
+        _link(source, target)
+    return folder
+
+
+def _score_files(scored: Stage) -> dict[str, Path]:
+    """The scores of each adapter; a later round with the same adapter has the same."""
+    numbers, hashes = scored.counts["rounds"], scored.counts["adapter_hashes"]
+    return {name: scored.file(f"round-{number:04d}.parquet") for number, name in zip(numbers, hashes, strict=True)}
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+    temporary.replace(target)
+
+
+def show_on_run_page(report: Stage, figures: Stage) -> None:
+    """Make the run's page worth opening: the report, its tables and its pictures as artifacts."""
+    from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+    summary = load_summary(report.file("report.json"))
+    create_markdown_artifact(markdown_report(summary), key="report", description="The whole report")
+    create_markdown_artifact(markdown_alerts(summary), key="alerts", description="The most anomalous windows")
+    rows = [{name: value for name, value in summary.row().items() if not isinstance(value, dict)}]
+    create_table_artifact(rows, key="run", description="The run in one row")
+    for number, table in enumerate(tables(summary), 1):
+        create_markdown_artifact(markdown_table(table), key=f"table-{number:02d}", description=table.title)
+    for name, caption in json.loads(figures.file("captions.json").read_text()).items():
+        picture = base64.b64encode(figures.file(f"{name}.png").read_bytes()).decode()
+        key = f"figure-{name.replace('_', '-')}"
+        create_image_artifact(f"data:image/png;base64,{picture}", key=key, description=caption)
