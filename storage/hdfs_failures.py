@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.hdfs_cluster import END, NAMENODE_HANDLERS, Cluster, Outage
-from storage.hdfs_lifecycle import RECEIVER, RESPONDER, XCEIVER, Block, Lifecycle
+from storage.hdfs_lifecycle import XCEIVER, Block, Lifecycle
+from storage.hdfs_pipeline import receive_exception
+from storage.hdfs_service import live_until, ordinary_end
 
 Life = Callable[[Lifecycle, float | None], None]
 """Writes a whole life, given the second at which the block's folder is removed (None: it is not)."""
@@ -57,7 +59,7 @@ class Failure:
 def namenode_not_updated(life: Lifecycle, deleted: float | None) -> None:
     """A replica is removed, the name node forgets that it was, and asks for it again."""
     life.write()
-    life.live_until(deleted)
+    live_until(life, deleted)
     if deleted is not None:
         repeated_deletion(life, deleted)
 
@@ -118,7 +120,7 @@ def short_after_write(life: Lifecycle) -> None:
 def unknown_block(life: Lifecycle, deleted: float | None) -> None:
     """A node that was away during the deletion comes back and reports a replica of no file."""
     life.write()
-    life.live_until(deleted)
+    live_until(life, deleted)
     if deleted is None:
         return
     life.invalidate(deleted, life.block.holders)
@@ -153,7 +155,7 @@ def replica_gone(life: Lifecycle, deleted: float | None) -> None:
         life.outage(life.draw.choice(outages))
     else:
         short_after_write(life)
-    life.live_until(deleted)
+    live_until(life, deleted)
     if deleted is None:
         return
     gone = life.other_node()
@@ -167,100 +169,6 @@ def empty_packet(life: Lifecycle, deleted: float | None) -> None:
     """The write ends with a packet without data."""
     life.write(empty_packets=True)
     ordinary_end(life, deleted)
-
-
-def ordinary_end(life: Lifecycle, deleted: float | None) -> None:
-    """Scans, reads and the deletion, as for any block."""
-    life.live_until(deleted)
-    if deleted is not None:
-        life.delete(deleted)
-
-
-def receive_exception(life: Lifecycle, deleted: float | None) -> None:
-    """A stream stalls, every node breaks off in its way, and two go on with what had arrived."""
-    life.allocate()
-    time = life.receive() + life.draw.uniform(125, 600)
-    _stall(life, time)
-    time += life.draw.uniform(1, 8)
-    _break_off(life, time)
-    _resume(life, time)
-    life.finish(time + life.draw.uniform(20, 500))
-    targets = [life.other_node(), life.other_node()]
-    life.replicate(
-        life.block.written + life.draw.uniform(3, 400), life.block.pipeline[0], targets[: life.draw.randint(1, 2)]
-    )
-    ordinary_end(life, deleted)
-
-
-_CHANNEL = "java.nio.channels.SocketChannel"
-
-
-def _stall(life: Lifecycle, time: float) -> None:
-    """The first node waits two minutes for an acknowledgement."""
-    name, thread = life.block.name, life.block.threads[0] + 1
-    timeout = "120000 millis timeout while waiting for channel to be ready for read. ch"
-    timeout = f"java.net.SocketTimeoutException: {timeout} : {_CHANNEL}[connected {_ends(life)}]"
-    message = f"PacketResponder {name} 2 Exception {timeout}"
-    life.on(life.block.pipeline[0], time, thread, RESPONDER, message)
-    life.on(life.block.pipeline[0], time, thread, RESPONDER, f"PacketResponder 2 for block {name} terminating")
-
-
-def _ends(life: Lifecycle) -> str:
-    first, second = life.block.pipeline[:2]
-    return f"local=/{first.address}:{life.port()} remote=/{second.address}:50010"
-
-
-def _break_off(life: Lifecycle, time: float) -> None:
-    """Receivers and responders of the three nodes end with what they were doing."""
-    block = life.block
-    waiting = "java.io.InterruptedIOException: Interruped while waiting for IO on channel"
-    mirror = f":Exception writing block {block.name} to mirror {block.pipeline[1].address}:50010"
-    left = life.draw.randint(50000, 59999)
-    ways = (
-        (0, 0, RECEIVER, f"{block.pipeline[0].address}:50010{mirror}"),
-        (
-            0,
-            0,
-            RECEIVER,
-            f"Exception in receiveBlock for block {block.name} java.io.IOException: Connection reset by peer",
-        ),
-        (0, 0, XCEIVER, f"writeBlock {block.name} received exception java.io.IOException: Connection reset by peer"),
-        (
-            1,
-            0,
-            RECEIVER,
-            f"Exception in receiveBlock for block {block.name} {waiting} {_CHANNEL}[connected {_ends(life)}]. "
-            "0 millis timeout left.",
-        ),
-        (1, 0, XCEIVER, f"writeBlock {block.name} received exception java.io.IOException: Interrupted receiveBlock"),
-        (
-            1,
-            1,
-            RESPONDER,
-            f"PacketResponder {block.name} 1 Exception {waiting} {_CHANNEL}[closed]. {left} millis timeout left.",
-        ),
-        (1, 1, RESPONDER, f"PacketResponder 1 for block {block.name} terminating"),
-        (2, 0, RECEIVER, f"Exception in receiveBlock for block {block.name} java.io.EOFException"),
-        (2, 0, XCEIVER, f"writeBlock {block.name} received exception java.io.EOFException"),
-        (2, 1, RESPONDER, f"PacketResponder 0 for block {block.name} Interrupted."),
-        (2, 1, RESPONDER, f"PacketResponder 0 for block {block.name} terminating"),
-    )
-    for hop, responder, source, message in ways:
-        life.on(block.pipeline[hop], time, block.threads[hop] + responder, source, message)
-
-
-def _resume(life: Lifecycle, time: float) -> None:
-    """The client rebuilds the pipeline without the first node."""
-    block = life.block
-    block.pipeline, block.threads = block.pipeline[1:], []
-    arrived = life.draw.randrange(1 << 16, 1 << 21, 1 << 16)
-    for hop, node in enumerate(block.pipeline):
-        thread = life.cluster.thread(node, time)
-        block.threads.append(thread)
-        life.receiving(life.source(hop), node, time, thread)
-        moved = f"from 0 to {arrived} meta file offset to {arrived // 128 + 7}"
-        message = f"Changing block file offset of block {block.name} {moved}"
-        life.on(node, time + life.soon(0.5), thread, RECEIVER, message)
 
 
 def replication_timed_out(life: Lifecycle, deleted: float | None) -> None:

@@ -16,11 +16,11 @@ from storage.hdfs_failures import (
     FAILURES,
     Failure,
     namenode_not_updated,
-    ordinary_end,
     outages_between,
     short_after_write,
 )
 from storage.hdfs_lifecycle import FULL_BLOCK, Block, Lifecycle
+from storage.hdfs_service import ordinary_end
 from storage.progress import Progress, silent
 
 LOG, LABELS = "HDFS.log", "anomaly_label.csv"
@@ -99,9 +99,11 @@ def _block(cluster: Cluster, draw: random.Random) -> tuple[Block, float | None]:
     attempt = 1 if draw.random() < 0.03 else 0
     path = f"/user/root/{job.folder}/_temporary/_task_{job.task}_{part:06d}_{attempt}/part-{part:05d}"
     if draw.random() < 0.0002:
-        number, writer = job.task.split("_")[1], "random-text-writer" if "txt" in job.folder else "random-writer"
-        host = "ip-10-250-19-102.ec2.internal"
-        path = f"/user/root/{job.folder}/_logs/history/{host}_1226341485991_job_200811101024_{number}_root_{writer}"
+        date, number, _ = job.task.split("_")
+        job_tracker = cluster.nodes[0].address.replace(".", "-")
+        writer = "random-text-writer" if "txt" in job.folder else "random-writer"
+        history = f"ip-{job_tracker}.ec2.internal_{draw.randrange(10**12, 10**13)}_job_{date}_{number}_root_{writer}"
+        path = f"/user/root/{job.folder}/_logs/history/{history}"
     size = FULL_BLOCK if draw.random() < 0.944 else draw.randint(3_500_000, 3_600_000)
     allocated = (job.start + draw.random() * job.minutes) * 60
     return Block(name, job, path, size, draw.sample(cluster.nodes, 3), allocated), _deleted(draw, job)

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
-from storage.hdfs_cluster import END, NAMENODE_HANDLERS, Cluster, Job, MergedLog, Node, Outage, Pass
+from storage.hdfs_cluster import NAMENODE_HANDLERS, Cluster, Job, MergedLog, Node, Outage
 
 FULL_BLOCK = 67108864
 NAMENODE = "INFO dfs.FSNamesystem"
@@ -126,70 +126,6 @@ class Lifecycle:
             seconds *= self.block.size / FULL_BLOCK * self.draw.lognormvariate(0, 0.6)
         self.finish(ready + seconds, empty_packets, late)
 
-    def scan(self, until: float) -> None:
-        """The block scanners of the holding nodes verify the replica once in a while, each at most once here."""
-        # A node goes on scanning what the name node has given up until it is told so.
-        alive = max(0.0, until - self.block.written) + self.draw.uniform(0, 80)
-        chance = self.block.job.scanned
-        if chance > 0.2:
-            # Early blocks head the scanners' queues on all their nodes alike, so their replicas are scanned together.
-            chance = self.draw.betavariate(2 * chance, 2 * (1 - chance))
-        for node in self.block.holders[:3]:
-            if self.draw.random() < chance:
-                time = self.block.written + self.draw.random() * alive
-                message = f"Verification succeeded for {self.block.name}"
-                self.on(node, time, 13, "INFO dfs.DataBlockScanner", message)
-
-    def read(self) -> None:
-        """The jobs that read the folder pass over the block."""
-        for reading in self.block.job.passes:
-            if self.draw.random() < reading.share:
-                begin = (reading.start + self.draw.random() * reading.minutes) * 60
-                self._read_once(reading, begin)
-
-    def _read_once(self, reading: Pass, begin: float) -> None:
-        if reading.kind == "sort":
-            self._read_by_sort(begin)
-            return
-        slow, head_start = (4.0, 48) if reading.kind == "slow text" else (1.0, 6)
-        full = self.block.size == FULL_BLOCK
-        for _ in range(2):
-            self.served(begin + self.soon(18 * slow))
-        if full:
-            self.broken_off(begin + head_start + self.soon(24 * slow))
-        self.block.reads += 2 + full
-
-    def _read_by_sort(self, begin: float) -> None:
-        """The split's reader opens twice (first stream closed early); the split before reads over its own end."""
-        self.served(begin + self.soon(14))
-        if self.block.size < FULL_BLOCK:
-            return
-        self.broken_off(begin)
-        self.broken_off(begin + self.soon(14))
-        if self.draw.random() < 0.065:
-            # The first block of a file is where the sampler for the total order looks.
-            for _ in range(13 if self.draw.random() < 0.97 else self.draw.randint(18, 20)):
-                self.broken_off(begin + self.soon(30) - 30)
-
-    def served(self, time: float) -> None:
-        """A replica was read to its end."""
-        if self.draw.random() < 0.99:
-            node = self._holder()
-            reader = node if self.draw.random() < 0.5 else self.draw.choice(self.cluster.nodes)
-            message = f"{node.address}:50010 Served block {self.block.name} to /{reader.address}"
-            self.on(node, time, self.cluster.thread(node, time), XCEIVER, message)
-
-    def broken_off(self, time: float) -> None:
-        """A reader closed the stream before its end, which this log calls an exception."""
-        if self.draw.random() < 0.995:
-            node = self._holder()
-            reader = node if self.draw.random() < 0.12 else self.draw.choice(self.cluster.nodes)
-            message = f"{node.address}:50010:Got exception while serving {self.block.name} to /{reader.address}:"
-            self.on(node, time, self.cluster.thread(node, time), "WARN dfs.DataNode$DataXceiver", message)
-
-    def _holder(self) -> Node:
-        return self.draw.choice(self.block.holders)
-
     def invalidate(self, time: float, nodes: list[Node]) -> None:
         """The name node marks the replicas for deletion, all in one request."""
         thread = self.draw.randint(*NAMENODE_HANDLERS)
@@ -262,9 +198,3 @@ class Lifecycle:
         while (node := self.draw.choice(self.cluster.nodes)) in self.block.holders:
             pass
         return node
-
-    def live_until(self, deleted: float | None) -> None:
-        """Scans and reads until the deletion, if there is one."""
-        self.scan(END if deleted is None else deleted)
-        if deleted is None or deleted > self.block.job.end * 60 + 300:
-            self.read()

@@ -18,9 +18,9 @@ class PartitionRule(BaseModel):
 
     kind: Literal["iid"] = "iid"
     """`iid`: every client's share is a random sample of the same windows (the paper's)."""
-    clients: int = Field(50, ge=1)
+    clients: int = Field(default=50, ge=1)
     """Number of clients; each has one partition, numbered from 0."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the draw."""
 
 

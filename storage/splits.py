@@ -22,19 +22,19 @@ class SplitRule(BaseModel):
     kind: Literal["random", "chronological", "grouped"] = "random"
     """`random`: the paper's; `chronological`: earlier windows train, the latest test; `grouped`: a sequence is on
     one side only of train and calibration, validation, and test."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the draws of `random` and `grouped`, and of the caps."""
-    train: float = Field(0.55, gt=0, le=1)
+    train: float = Field(default=0.55, gt=0, le=1)
     """Share of all windows that clients learn from; anomalous ones drawn here stay unused."""
-    calibration: float = Field(0.1, ge=0, lt=1)
+    calibration: float = Field(default=0.1, ge=0, lt=1)
     """Share of all windows that the label-free threshold comes from; anomalous ones drawn here stay unused."""
-    validation: float = Field(0.15, ge=0, lt=1)
+    validation: float = Field(default=0.15, ge=0, lt=1)
     """Share of all windows on which rounds, scores and promotion are chosen."""
-    test: float = Field(0.2, ge=0, lt=1)
+    test: float = Field(default=0.2, ge=0, lt=1)
     """Share of all windows that are reported and never chosen on."""
-    train_windows: int | None = Field(None, ge=1)
+    train_windows: int | None = Field(default=None, ge=1)
     """At most so many training windows, drawn by seed; the others stay unused. None: all."""
-    calibration_windows: int | None = Field(None, ge=1)
+    calibration_windows: int | None = Field(default=None, ge=1)
     """At most so many calibration windows, drawn by seed; the others stay unused. None: all."""
 
     @model_validator(mode="after")
