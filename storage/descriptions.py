@@ -117,7 +117,8 @@ def told_as_format_error(path: Path, model: type[BaseModel]) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first: Any = error.errors()[0]
+        # A misspelt key also leaves its right name missing; the misspelling is the news.
+        first: Any = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":

@@ -44,7 +44,7 @@ class TokenRule(BaseModel):
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a window: ids cut off at the most allowed, and where each message's own begin."""
+    """A window's token ids, cut off at the most allowed, and where each message's own begin (with the blank before)."""
 
     ids: _U32
     starts: _U32
@@ -89,6 +89,7 @@ class Composer:
         self.first = encode(tokenizer, texts)
         self.next = encode(tokenizer, [tail + text for text in texts])
         self._separator = encode(tokenizer, [head])[0]
+        self._tail = len(tail)
 
     def compose(self, message_ids: Sequence[int], most: int | None = None) -> Tokens:
         """The tokens of the messages joined by the separator, from the parts; reads no further than needed."""
@@ -112,7 +113,7 @@ class Composer:
         texts = [self._texts[message] for message in message_ids]
         encoding = self._tokenizer.encode(self._rule.separator.join(texts), add_special_tokens=False)
         lengths = np.array([len(text) + len(self._rule.separator) for text in texts])
-        begins = np.cumsum(lengths) - lengths
+        begins = np.maximum(np.cumsum(lengths) - lengths - self._tail, 0)
         ends = np.array([end for _, end in encoding.offsets])
         return _cut(
             np.array(encoding.ids, dtype=np.uint32),

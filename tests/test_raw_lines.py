@@ -85,5 +85,5 @@ def test_raw_lines_are_found_by_number(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_missing_log_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="Cannot read .*; check the path"):
+    with pytest.raises(SourceError, match=r"Cannot read .*; check the path"):
         list(read_chunks(tmp_path / "none.log"))
