@@ -1,23 +1,18 @@
 """What a run found out: the metrics of every round, and the headline against the simple rules, win or lose."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fl.baselines import distinct_windows, fit_all
 from fl.errors import ScoreError
 from fl.metrics_table import Columns, Row, Rows, Windows, metric_rows
+from fl.rule_comparison import RuleJudge, against_rules
 from fl.score_choice import DEFAULT_SCORE, choose_score
 from fl.scoring import anomaly_score
-from fl.thresholds import Detection, Flags, Floats, calibration_note, f1_difference, f1_interval, metrics_at
+from fl.thresholds import THRESHOLDS, Floats, calibration_note
 
-THRESHOLDS = ("label_free", "validated", "oracle")
-RULE_TYPES: dict[str, type] = {"rule": str, "population": str} | dict.fromkeys(
-    ("f1", "precision", "recall", "false_alarm_rate"), float
-)
-"""Columns of the rules' table."""
 _FEW_ANOMALIES = 30
 
 
@@ -33,6 +28,8 @@ class Evaluation:
     """JSON: chosen score, three thresholds, intervals, rules, rounds, recall by kind; see `evaluate`."""
     window_scores: Floats
     """The chosen score of every window in the reported round; NaN where its sequence was not scored."""
+    untouched_scores: Floats | None
+    """The same of the untouched model, where round 0 was scored."""
 
 
 def evaluate(
@@ -42,12 +39,14 @@ def evaluate(
     k: int | None = None,
     false_alarm_rate: float = 0.002,
     reported_round: int | None = None,
+    trained_windows: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Judge the scores of every round; the last one (or `reported_round`) gives the headline.
 
     `rounds[r]` holds one column a score (see fl/scoring), one row a distinct sequence, NaN where not scored; sequences
-    of calibration, validation and test windows must be scored. Round 0 is the untouched model.
+    of calibration, validation and test windows must be scored. Round 0 is the untouched model. `trained_windows`, how
+    many windows the model was trained on, also shows the simple rules fitted on no more than that.
     """
     if not rounds:
         raise ScoreError("No round has scores: score the windows before evaluating.")
@@ -57,8 +56,9 @@ def evaluate(
     metrics = metric_rows(windows, rounds, false_alarm_rate, seed)
     name, chosen_k, reason = choose_score([row for row in metrics if row["round"] == reported], score, k)
     scores = anomaly_score(rounds[reported], name, chosen_k)[windows.sequence]
-    flags = _rule_flags(windows)
-    rules = _rule_rows(windows, flags, seed)
+    judge = RuleJudge(windows)
+    flags = judge.flags(windows.rows("train"))
+    rules = judge.rows(flags, seed)
     findings = {
         "round": reported,
         "score": name,
@@ -73,13 +73,15 @@ def evaluate(
         },
         "without_labels": {"score": DEFAULT_SCORE, **_label_free(metrics, reported, DEFAULT_SCORE)},
         "rules": [row for row in rules if row["population"] == "all"],
+        "rules_with_few_windows": judge.with_few_windows(trained_windows, seed),
         "rounds": _rounds(windows, rounds, metrics, name, chosen_k),
         "paper": _paper(metrics),
         "most_anomalous": most_anomalous(windows, scores),
     }
-    findings |= _against_rules(windows, scores, flags, findings, seed)
+    findings |= against_rules(windows, scores, flags, findings, seed)
     findings["notes"] = _notes(windows, findings)
-    return Evaluation(metrics, rules, findings, scores)
+    untouched = anomaly_score(rounds[0], name, chosen_k)[windows.sequence] if 0 in rounds else None
+    return Evaluation(metrics, rules, findings, scores, untouched)
 
 
 def most_anomalous(windows: Windows, scores: Floats, count: int = 3) -> list[Row]:
@@ -97,31 +99,6 @@ def most_anomalous(windows: Windows, scores: Floats, count: int = 3) -> list[Row
         }
         for i in order
     ]
-
-
-def _rule_flags(windows: Windows) -> dict[str, Flags]:
-    """What each simple rule, fitted on the training windows, flags among all windows."""
-    distinct = distinct_windows(windows.message_ids, windows.lengths)
-    train = [distinct.windows[i] for i in np.unique(distinct.index[windows.rows("train")])]
-    return {rule.name: rule.flags(distinct.windows)[distinct.index] for rule in fit_all(train)}
-
-
-def _rule_rows(windows: Windows, flags: Mapping[str, Flags], seed: int) -> list[Row]:
-    return [
-        {"rule": name, "population": population, **_as_row(_detection(windows, rows, flagged))}
-        for population in ("all", "unseen", "balanced")
-        if (rows := windows.population(population, "test", seed)).size
-        for name, flagged in flags.items()
-    ]
-
-
-def _detection(windows: Windows, rows: Rows, flags: Flags) -> Detection | None:
-    labels = windows.label[rows]
-    return metrics_at(flags[rows], labels, 0.5) if (labels == 1).any() and (labels >= 0).all() else None
-
-
-def _as_row(found: Detection | None) -> Row:
-    return {field: getattr(found, field, None) for field in ("f1", "precision", "recall", "false_alarm_rate")}
 
 
 def _thresholds(metrics: Sequence[Row], round_number: int, score: str, k: int | None, split: str, pop: str) -> Row:
@@ -143,46 +120,6 @@ def _thresholds(metrics: Sequence[Row], round_number: int, score: str, k: int | 
 def _label_free(metrics: Sequence[Row], round_number: int, score: str) -> Row:
     """What a detector catches for which not even the score was chosen by labels."""
     return _thresholds(metrics, round_number, score, None, "test", "all")["label_free"] or {}
-
-
-def _against_rules(windows: Windows, scores: Floats, flags: Mapping[str, Flags], findings: Row, seed: int) -> Row:
-    """The headline: label-free F1 with its interval, beside the best rule of all by its own test F1."""
-    if not findings["anomalies"]:
-        return {"headline": None, "best_rule": None, "recall_by_kind": []}
-    rows = windows.labelled("test")
-    labels = windows.label[rows]
-    flagged = scores[rows] > findings["label_free"]["threshold"]
-    best = max(findings["rules"], key=lambda row: row["f1"])
-    rule_flags = flags[best["rule"]][rows]
-    difference = f1_difference(labels, flagged, rule_flags, seed=seed)
-    verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "unclear"
-    intervals = {
-        kind: asdict(f1_interval(labels, scores[rows] > findings[kind]["threshold"], seed=seed))
-        for kind in THRESHOLDS
-        if findings[kind]
-    }
-    return {
-        "headline": {"difference": asdict(difference), "verdict": verdict, "f1": intervals},
-        "best_rule": {"name": best["rule"], "f1": best["f1"]},
-        "recall_by_kind": _recall_by_kind(windows, rows, flagged, rule_flags),
-    }
-
-
-def _recall_by_kind(windows: Windows, rows: Rows, flagged: Flags, rule_flags: Flags) -> list[Row]:
-    if windows.kind is None:
-        return []
-    kinds = windows.kind[rows]
-    named = sorted({kind for kind, label in zip(kinds, windows.label[rows], strict=True) if kind and label == 1})
-    members = {kind: (kinds == kind) & (windows.label[rows] == 1) for kind in named}
-    return [
-        {
-            "kind": kind,
-            "windows": int(member.sum()),
-            "recall": float(flagged[member].mean()),
-            "best_rule_recall": float(rule_flags[member].mean()),
-        }
-        for kind, member in members.items()
-    ]
 
 
 def _rounds(windows: Windows, rounds: Mapping[int, Columns], metrics: Sequence[Row], score: str, k: int | None) -> list:

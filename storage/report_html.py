@@ -8,10 +8,10 @@ from pathlib import Path
 
 from storage.report_tables import Cell, Table, cell_text, tables
 from storage.report_words import alert_title, fact_lines, machine_table, title
-from storage.summaries import Alert, Summary, headline
+from storage.summaries import Alert, Summary, headline, who_catches
 
-_BEFORE_FIGURES = 2
-"""Tables that come first: detection and thresholds."""
+_BEFORE_FIGURES = 3
+"""Tables that come first: detection, rules on few windows, thresholds."""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -86,6 +86,7 @@ def html_report(summary: Summary, figures: Mapping[str, Path]) -> str:
     parts = [
         f"<h1>{html.escape(title(summary))}</h1>",
         f'<p class="headline">{html.escape(headline(summary.findings))}</p>',
+        f"<p>{html.escape(who_catches(summary.findings))}</p>",
         f"<ul>{notes}</ul>" if notes else "",
         "<dl>" + "".join(f"<dt>{n}</dt><dd>{html.escape(text)}</dd>" for n, text in fact_lines(summary)) + "</dl>",
         *map(html_table, made[:_BEFORE_FIGURES]),

@@ -117,6 +117,18 @@ def _ranks(row: dict[str, Any]) -> list[Cell]:
     return [row["auroc"], row["average_precision"], row["loss"]]
 
 
+def few_windows_table(summary: Summary) -> Table:
+    """The simple rules fitted on as few windows as the model was trained on."""
+    few = summary.findings.get("rules_with_few_windows") or {"rules": [], "windows": 0, "draws": 0}
+    rows: list[list[Cell]] = [[f"rule: {row['rule']}", *_rates(row)] for row in few["rules"]]
+    note = (
+        f"The model was trained on {few['windows']:,} windows; the rules above are fitted on all training windows. "
+        f"Here they are fitted on {few['windows']:,} of them, drawn at random: means over {few['draws']} draws."
+    )
+    columns = ["detector", "F1", "precision", "recall", "false alarms"]
+    return Table("Simple rules that saw as little as the model", columns, rows, note)
+
+
 def threshold_table(summary: Summary) -> Table:
     """The three thresholds, each with its F1 interval."""
     found = summary.findings
@@ -223,6 +235,7 @@ def data_table(summary: Summary) -> Table:
 
 _TABLES: list[Callable[[Summary], Table]] = [
     detection_table,
+    few_windows_table,
     threshold_table,
     population_table,
     kind_table,

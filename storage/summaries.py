@@ -223,6 +223,19 @@ def headline(findings: dict[str, Any]) -> str:
     )
 
 
+def who_catches(findings: dict[str, Any]) -> str:
+    """What the model adds to the best rule, and what not, in counted windows; empty where it cannot be told."""
+    caught = (findings["headline"] or {}).get("caught")
+    if caught is None:
+        return ""
+    alone = f"the model alone {caught['model_only']:,}, the rule alone {caught['rule_only']:,}"
+    return (
+        f"Of {findings['anomalies']:,} anomalous test windows both catch {caught['both']:,}, {alone}, neither "
+        f"{caught['neither']:,}; false alarms: {caught['model_false_alarms']:,} of the model, "
+        f"{caught['rule_false_alarms']:,} of the rule."
+    )
+
+
 def _headline_without_f1(findings: dict[str, Any]) -> str:
     free, windows = findings["label_free"], findings["windows"]
     if free is None:

@@ -9,8 +9,9 @@ from sklearn import metrics
 
 from fl.baselines import RULES, fit
 from fl.errors import ScoreError
-from fl.evaluation import RULE_TYPES, Evaluation, evaluate, most_anomalous
+from fl.evaluation import Evaluation, evaluate, most_anomalous
 from fl.metrics_table import METRIC_TYPES, Windows, score_names
+from fl.rule_comparison import RULE_TYPES
 from fl.scoring import anomaly_score
 
 SPLITS = ("train", "calibration", "validation", "test")

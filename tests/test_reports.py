@@ -26,6 +26,7 @@ from storage.summaries import (
     load_summary,
     run_row,
     surprising_messages,
+    who_catches,
 )
 
 ROW = [
@@ -147,6 +148,25 @@ def test_the_headline_is_plain_about_winning_and_losing() -> None:
         assert said in headline({**findings, "headline": {**findings["headline"], "verdict": verdict}})
 
 
+def test_what_the_model_adds_is_counted_in_windows() -> None:
+    findings = _findings()
+    names = ("both", "model_only", "rule_only", "neither", "model_false_alarms", "rule_false_alarms")
+    caught = dict(zip(names, range(1, 7), strict=True))
+    told = who_catches({**findings, "headline": {**findings["headline"], "caught": caught}})
+    assert "both catch 1, the model alone 2, the rule alone 3, neither 4" in told
+    assert "5 of the model, 6 of the rule" in told
+    assert who_catches(_findings(known=False)) == ""
+
+
+def test_rules_with_few_windows_have_a_table_where_they_were_fitted() -> None:
+    row = {"rule": "unseen sequence", "f1": 0.25, "precision": 0.2, "recall": 1.0, "false_alarm_rate": 0.1}
+    few = {"windows": 64, "draws": 10, "rules": [row]}
+    assert "as little as the model" not in markdown_report(_summary())
+    report = markdown_report(_summary(findings=_findings() | {"rules_with_few_windows": few}))
+    assert "| rule: unseen sequence | 0.250 | 0.200 | 1.000 | 10.00 % |" in report
+    assert "trained on 64 windows" in report
+
+
 def test_the_summary_survives_its_file(tmp_path: Path) -> None:
     summary = _summary()
     paths = write_report(summary, tmp_path / "new")
@@ -181,6 +201,7 @@ def test_the_terminal_tells_a_newcomer_everything_the_demo_promises() -> None:
     ):
         assert told in text, told
     assert headline(_summary().findings)[:40] in text
+    assert who_catches(_summary().findings)[:40] in text
 
 
 def test_the_terminal_fits_eighty_columns() -> None:

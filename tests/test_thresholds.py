@@ -13,8 +13,6 @@ from fl.thresholds import (
     balanced_sample,
     best_f1_threshold,
     calibration_note,
-    f1_difference,
-    f1_interval,
     label_free_threshold,
     metrics_at,
     rank,
@@ -132,30 +130,6 @@ def test_the_reference_search_equals_its_plain_loop() -> None:
     betas = np.linspace(0, 1, 1000)
     f1 = [metrics.f1_score(labels, accuracy < beta, zero_division=0) for beta in betas]
     assert reference_threshold(accuracy, labels) == (betas[np.argmax(f1)], pytest.approx(max(f1)))
-
-
-def test_the_bootstrap_interval_equals_resampling_window_by_window() -> None:
-    generator = np.random.default_rng(3)
-    labels = (generator.random(400) < 0.2).astype(int)
-    flags = (labels + generator.normal(0, 0.6, 400)) > 0.5
-    other = (labels + generator.normal(0, 0.9, 400)) > 0.5
-    drawn = []
-    for _ in range(3000):
-        rows = generator.integers(0, 400, 400)
-        drawn.append([metrics_at(f[rows], labels[rows], 0.5).f1 for f in (flags, other)])
-    plain = np.array(drawn)
-    single, paired = f1_interval(labels, flags, samples=20_000), f1_difference(labels, flags, other, samples=20_000)
-    assert single.estimate == pytest.approx(metrics.f1_score(labels, flags))
-    assert (single.low, single.high) == pytest.approx(np.quantile(plain[:, 0], [0.025, 0.975]), abs=0.012)
-    difference = plain[:, 0] - plain[:, 1]
-    assert (paired.low, paired.high) == pytest.approx(np.quantile(difference, [0.025, 0.975]), abs=0.012)
-
-
-def test_a_detector_differs_from_itself_by_nothing() -> None:
-    labels, flags = np.array([0, 1, 1, 0]), np.array([True, True, False, False])
-    same = f1_difference(labels, flags, flags)
-    assert (same.estimate, same.low, same.high) == (0, 0, 0)
-    assert f1_interval(labels, flags, seed=4) == f1_interval(labels, flags, seed=4)
 
 
 def test_the_balanced_sample_holds_equally_many_of_both_classes() -> None:
