@@ -8,7 +8,8 @@ from pathlib import Path
 
 from storage.report_tables import Cell, Table, cell_text, tables
 from storage.report_words import alert_title, fact_lines, machine_table, title
-from storage.summaries import Alert, Summary, headline, who_catches
+from storage.summaries import Alert, Summary
+from storage.verdicts import verdicts
 
 _BEFORE_FIGURES = 3
 """Tables that come first: detection, rules on few windows, thresholds."""
@@ -81,12 +82,13 @@ for (const table of document.querySelectorAll("table")) {
 
 def html_report(summary: Summary, figures: Mapping[str, Path]) -> str:
     """One HTML file: figures inside, tables that sort on a click, and how to get the same again."""
+    first, *others = verdicts(summary.findings)
     made = tables(summary)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary.findings["notes"])
     parts = [
         f"<h1>{html.escape(title(summary))}</h1>",
-        f'<p class="headline">{html.escape(headline(summary.findings))}</p>',
-        f"<p>{html.escape(who_catches(summary.findings))}</p>",
+        f'<p class="headline">{html.escape(first)}</p>',
+        f"<p>{html.escape(' '.join(others))}</p>",
         f"<ul>{notes}</ul>" if notes else "",
         "<dl>" + "".join(f"<dt>{n}</dt><dd>{html.escape(text)}</dd>" for n, text in fact_lines(summary)) + "</dl>",
         *map(html_table, made[:_BEFORE_FIGURES]),

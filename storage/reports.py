@@ -11,7 +11,8 @@ from rich.text import Text
 from storage.report_html import html_report
 from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table, tables
 from storage.report_words import alert_title, fact_lines, machine_table, title
-from storage.summaries import Alert, Summary, headline, save_summary, who_catches
+from storage.summaries import Alert, Summary, save_summary
+from storage.verdicts import verdicts
 
 _TEXT_WIDTH = 110
 
@@ -28,7 +29,8 @@ def write_report(summary: Summary, folder: Path, figures: Mapping[str, Path] | N
 
 def markdown_report(summary: Summary) -> str:
     """The whole report in Markdown."""
-    parts = [f"# {title(summary)}", "", f"**{headline(summary.findings)}**", "", who_catches(summary.findings), ""]
+    first, *others = verdicts(summary.findings)
+    parts = [f"# {title(summary)}", "", f"**{first}**", "", " ".join(others), ""]
     parts += [f"- {note}" for note in summary.findings["notes"]]
     parts += ["", *(markdown_table(table) for table in tables(summary)), markdown_alerts(summary)]
     parts += ["### The same again", "", f"    {summary.run.command}", "", markdown_table(machine_table(summary))]
@@ -46,9 +48,9 @@ def markdown_alerts(summary: Summary) -> str:
 
 def terminal_report(summary: Summary) -> RenderableType:
     """The end of `atalaia run`, for rich: what was done, what it cost, how well it detects, what to look at next."""
+    first, *others = verdicts(summary.findings)
     parts: list[RenderableType] = [Text(title(summary), style="bold"), Text(), _facts(summary), Text()]
-    parts += [_rich_table(detection_table(summary)), Text(), Text(headline(summary.findings), style="bold")]
-    parts += [Text(text) for text in [who_catches(summary.findings)] if text]
+    parts += [_rich_table(detection_table(summary)), Text(), Text(first, style="bold"), *map(Text, others)]
     parts += [Text(f"Note: {note}", style="yellow") for note in summary.findings["notes"]]
     if (kinds := kind_table(summary)).rows:
         parts += [Text(), _rich_table(kinds)]

@@ -22,12 +22,11 @@ from storage.summaries import (
     Summary,
     SurprisingMessage,
     TrainingFacts,
-    headline,
     load_summary,
     run_row,
     surprising_messages,
-    who_catches,
 )
+from storage.verdicts import headline, who_catches, with_few_windows
 
 ROW = [
     "run_id", "preset", "dataset", "split", "model", "tuning", "rank", "seed", "rounds", "status", "score", "k",
@@ -165,6 +164,8 @@ def test_rules_with_few_windows_have_a_table_where_they_were_fitted() -> None:
     report = markdown_report(_summary(findings=_findings() | {"rules_with_few_windows": few}))
     assert "| rule: unseen sequence | 0.250 | 0.200 | 1.000 | 10.00 % |" in report
     assert "trained on 64 windows" in report
+    assert "Fitted on 64, as many as the model was trained on, the best is unseen sequence with 0.250." in report
+    assert with_few_windows(_findings()) == ""
 
 
 def test_the_summary_survives_its_file(tmp_path: Path) -> None:
