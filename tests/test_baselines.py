@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl.baselines import RULES, distinct_windows, fit, fit_all
@@ -23,6 +23,7 @@ def _flag_by_brute_force(name: str, train: list[tuple[int, ...]], window: tuple[
     return window not in train
 
 
+@settings(deadline=None)
 @given(WINDOWS, WINDOWS)
 def test_every_rule_equals_brute_force(train: list[tuple[int, ...]], test: list[tuple[int, ...]]) -> None:
     for name in RULES:
@@ -30,6 +31,7 @@ def test_every_rule_equals_brute_force(train: list[tuple[int, ...]], test: list[
         assert fit(name, train).flags(test).tolist() == expected, name
 
 
+@settings(deadline=None)
 @given(WINDOWS)
 def test_no_rule_flags_what_it_was_fitted_on(train: list[tuple[int, ...]]) -> None:
     assert not any(rule.flags(train).any() for rule in fit_all(train))
@@ -42,6 +44,7 @@ def test_the_rules_grow_stricter_from_types_to_sequences() -> None:
     assert [rule.flags([(1, 2)])[0] for rule in fit_all(train)] == [False, False, True, True]
 
 
+@settings(deadline=None)
 @given(WINDOWS)
 def test_distinct_windows_give_back_every_window(windows: list[tuple[int, ...]]) -> None:
     flat = np.array([event for window in windows for event in window], dtype=np.uint32)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -31,6 +31,7 @@ def _split(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(values) / 7, np.array(labels)
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_auroc_and_average_precision_equal_scikit_learn_with_ties(rows: list[tuple[int, int]]) -> None:
     scores, labels = _split(rows)
@@ -38,6 +39,7 @@ def test_auroc_and_average_precision_equal_scikit_learn_with_ties(rows: list[tup
     assert average_precision(scores, labels) == pytest.approx(metrics.average_precision_score(labels, scores))
 
 
+@settings(deadline=None)
 @given(SAMPLES, st.floats(-1, 1))
 def test_metrics_at_a_threshold_equal_scikit_learn(rows: list[tuple[int, int]], threshold: float) -> None:
     scores, labels = _split(rows)
@@ -50,6 +52,7 @@ def test_metrics_at_a_threshold_equal_scikit_learn(rows: list[tuple[int, int]], 
     assert found.false_alarm_rate == pytest.approx(flags[labels == 0].mean())
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_the_best_f1_threshold_beats_every_other_threshold(rows: list[tuple[int, int]]) -> None:
     scores, labels = _split(rows)
@@ -86,6 +89,7 @@ def test_the_label_free_threshold_leaves_at_most_the_stated_share_above(rate: fl
     assert (scores > label_free_threshold(scores, rate)).sum() == flagged
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0, 0.9))
 def test_ties_never_raise_the_label_free_rate_above_the_stated_one(values: list[int], rate: float) -> None:
     scores = np.array(values, dtype=float)
