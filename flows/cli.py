@@ -23,8 +23,11 @@ app = typer.Typer(
 PREPARE = ("download", "window", "mask", "model", "tokenize", "split", "partition")
 TRAIN = (*PREPARE, "train")
 EVALUATE = (*TRAIN, "score", "evaluate", "explain")
-RUN = (*EVALUATE, "report", "register")
+RUN = (*EVALUATE, "costs", "figures", "report", "register")
 """The stages of each command, in order."""
+
+_INTERRUPTED = 130
+"""The status that Click gives to Ctrl-C."""
 
 Preset = Annotated[str, typer.Argument(help="A named run: demo, hdfs-2pct or paper.")]
 Settings = Annotated[
@@ -39,7 +42,10 @@ def run(preset: Preset, settings: Settings = None) -> None:
     with _flow_run(preset, settings, RUN) as config:
         from flows.experiment import experiment
 
-        experiment(config)
+        run_id = experiment(config)
+    from flows.terminal import show_report
+
+    show_report(run_id)
 
 
 @app.command()
@@ -130,13 +136,14 @@ def _flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -
 def main() -> None:
     """Run the command line; what went wrong is one line on stderr and exit status 2."""
     try:
-        app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _end("Stopped; the same command goes on from what is already done.", 130)
+        status = app(standalone_mode=False)
     except Exception as error:
         if _is_expected(error):
             _end(str(error), 2)
         raise
+    if status == _INTERRUPTED:
+        _end("Stopped; the same command goes on from what is already done.", _INTERRUPTED)
+    sys.exit(status or 0)
 
 
 def _is_expected(error: Exception) -> bool:

@@ -32,7 +32,7 @@ def experiment(config: RunConfig) -> str:
 
 def report(config: RunConfig, prepared: Prepared, trained: Stage, judged: Judged, facts: RunFacts) -> Stage:
     """The run's report and figures, in its folder and on its page."""
-    costs = measure_costs(prepared.model, trained, judged.scored, config.tuning)
+    costs = measure_costs(prepared.model, trained, judged.scored, config.training)
     figures = draw_figures(prepared.partition, trained, judged.evaluated)
     facts = facts.model_copy(update={"status": "finished", "reasons": facts.reasons | judged.scored.counts["reasons"]})
     written = report_results(

@@ -171,11 +171,20 @@ _SHOWN = {
     "rounds": "rounds",
     "scored": "windows scored",
     "alerts": "windows explained",
+    "figures": "figures",
 }
 
 
 def stage_facts(counts: Mapping[str, Any]) -> str:
     """The numbers of a stage that say most, in words."""
+    if "auroc" in counts:
+        k = f" (K = {counts['k']})" if counts["k"] is not None else ""
+        known = "" if counts["auroc"] is None else f", AUROC {counts['auroc']:.3f}"
+        return f"score {counts['score']}{k} of round {counts['round']}{known}"
+    if "bytes_sent" in counts:
+        return (
+            f"{counts['bytes_sent'] / 1e6:,.1f} MB sent; full fine-tuning: {counts['bytes_sent_by_full'] / 1e6:,.1f} MB"
+        )
     shown = [
         f"{counts[name]:,} {word}"
         for name, word in _SHOWN.items()

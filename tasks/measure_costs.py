@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from fl.adapter import Tuning
 from fl.costs import full_model_size
+from fl.local_training import LocalTraining
 from storage.adapters import committed_rounds
 from storage.stages import NewStage, Stage
 from storage.summaries import TrainingFacts
@@ -13,14 +13,14 @@ from tasks.stage_task import stage
 
 
 @stage("costs")
-def measure_costs(new: NewStage, model: Stage, trained: Stage, scored: Stage, tuning: Tuning) -> None:
+def measure_costs(new: NewStage, model: Stage, trained: Stage, scored: Stage, training: LocalTraining) -> None:
     """Parameters, bytes as serialized, tokens and seconds, from what the rounds recorded."""
-    facts = _training_facts(model, trained, scored)
+    facts = _training_facts(model, trained, scored, training)
     (new.path / "costs.json").write_text(facts.model_dump_json(indent=1))
     new.counts |= {"bytes_sent": facts.bytes_sent, "bytes_sent_by_full": facts.bytes_sent_by_full}
 
 
-def _training_facts(model: Stage, trained: Stage, scored: Stage) -> TrainingFacts:
+def _training_facts(model: Stage, trained: Stage, scored: Stage, training: LocalTraining) -> TrainingFacts:
     rounds = committed_rounds(Path(trained.path))
     clients = pl.concat([pl.read_parquet(found.folder / "clients.parquet") for found in rounds])
     seconds = pl.concat([pl.read_parquet(found.folder / "round.parquet") for found in rounds])["seconds"].sum()
@@ -33,7 +33,7 @@ def _training_facts(model: Stage, trained: Stage, scored: Stage) -> TrainingFact
         bytes_up_per_client_round=int(clients["bytes_up"].max() or 0),  # type: ignore[arg-type]
         full_model_bytes=full.bytes,
         client_rounds=len(clients),
-        examples=int(clients["trained_examples"].sum()),
+        examples=int(clients["steps"].sum()) * training.batch_size,
         tokens=int(clients["tokens"].sum()),
         computed_tokens=int(clients["computed_tokens"].sum()),
         train_seconds=float(seconds),
