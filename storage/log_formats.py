@@ -57,6 +57,11 @@ class LogFormat(BaseModel):
         """The names of all fields, in order."""
         return tuple(_FIELD.findall(self.notation))
 
+    @property
+    def has_literal_digits(self) -> bool:
+        """Whether the text between the fields holds digits, so that a line's form depends on its digits."""
+        return any(character.isdigit() for character in "".join(_FIELD.split(self.notation)[0::2]))
+
     def pattern(self, wanted: Sequence[str]) -> str:
         """The regular expression that the notation stands for: each field as short as possible, from left to right."""
         groups = {field: f"(?P<{field}>.*?)" if field in wanted else "(?:.*?)" for field in self.fields}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from storage.log_formats import CONTENT
 from storage.progress import Progress, silent
-from storage.raw_lines import decode_lines, work_on_chunks
+from storage.raw_lines import count_lines, decode_lines, work_on_chunks
 from storage.tables import TableWriter, write_table
 
 if TYPE_CHECKING:
@@ -106,15 +106,17 @@ def mask_log(
     Returns the counts. Memory grows with the number of distinct messages, plus one byte a line.
     """
     needed = _needed_lines(windows / "events.parquet")
-    messages = _Messages(rules)
-    first = 0
+    masker = _Masker(rules, spec)
+    messages = _Messages()
     schema = {"line_number": pl.UInt32, "message_id": pl.UInt32}
     with TableWriter(into / "line_messages.parquet", schema) as writer:
-        for contents in work_on_chunks(raw, lambda data: _contents(data, spec, rules), progress=progress):
-            rows = np.flatnonzero(needed[first : first + contents.height]).astype(np.uint32)
-            ids = messages.ids(contents, rows)
-            writer.add(pl.DataFrame({"line_number": rows + np.uint32(first), "message_id": ids}, schema=schema))
-            first += contents.height
+
+        def work(data: bytes, first: int) -> tuple[npt.NDArray[np.uint32], pl.Series]:
+            rows = np.flatnonzero(needed[first : first + count_lines(data)]).astype(np.uint32)
+            return rows + np.uint32(first), masker.masked(data, rows)
+
+        for lines, texts in work_on_chunks(raw, work, progress=progress):
+            writer.add(pl.DataFrame({"line_number": lines, "message_id": messages.ids(texts)}, schema=schema))
     table = messages.table()
     write_table(table, into / "messages.parquet")
     return {"lines": int(table["lines"].sum()), "messages": table.height}
@@ -132,44 +134,39 @@ def _needed_lines(events: Path) -> npt.NDArray[np.bool_]:
     return needed
 
 
-def _contents(data: bytes, spec: "DatasetSpec", rules: MaskRules) -> pl.DataFrame:
-    """The contents of a chunk's lines, and a form of each (column short) that few lines differ in."""
-    fields = spec.log_format.parse(decode_lines(data, spec.encoding).text, [CONTENT])
-    content = pl.col(CONTENT)
-    short = content.str.replace_all("[0-9]+", "0") if rules.blind_to_digits else content
-    return fields.select(content=content, short=short)
+class _Masker:
+    """Masks the messages of a chunk's lines, each distinct text once.
 
-
-class _Messages:
-    """Distinct masked messages, numbered in order of first appearance.
-
-    Where the rules are blind to digits, a content masks to the same message when its runs of digits are made "0" first,
-    unless a digit is left over; so the few short forms are masked, and the contents themselves where a digit is left.
+    Where the rules are blind to digits, lines that differ in digits alone are taken together first: a message whose runs
+    of digits are all made "0" masks to the same, unless a digit is left over; only lines where one is left are masked as
+    they are.
     """
 
-    def __init__(self, rules: MaskRules) -> None:
+    def __init__(self, rules: MaskRules, spec: "DatasetSpec") -> None:
         self._rules = rules
-        self._ids: dict[str, int] = {}
+        self._format, self._encoding = spec.log_format, spec.encoding
+        self._blind = rules.blind_to_digits and not spec.log_format.has_literal_digits
         self._known: dict[str, str] = {}
-        self._lines = np.zeros(0, dtype=np.uint64)
 
-    def ids(self, contents: pl.DataFrame, rows: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """The message of each of the chunk's rows."""
-        chosen = contents if len(rows) == contents.height else contents[rows]
-        texts = self._masked(chosen["short"])
-        if self._rules.blind_to_digits:
-            left = texts.str.contains("[0-9]").arg_true()
-            if not left.is_empty():
-                texts = texts.scatter(left, self._masked(chosen["content"].gather(left)))
-        distinct = texts.unique(maintain_order=True)
-        numbers = [self._ids.setdefault(text, len(self._ids)) for text in distinct]
-        ids = texts.replace_strict(distinct, pl.Series(numbers, dtype=pl.UInt32), return_dtype=pl.UInt32).to_numpy()
-        self._count(ids)
-        return ids
+    def masked(self, data: bytes, rows: npt.NDArray[np.uint32]) -> pl.Series:
+        """The masked message of each of the rows."""
+        if not len(rows):
+            return pl.Series(dtype=pl.String)
+        if not self._blind:
+            return self._masked_contents(decode_lines(data, self._encoding).text.gather(rows))
+        lines = decode_lines(data, self._encoding, zeroed=True).text.gather(rows)
+        distinct = lines.unique()
+        texts = lines.replace_strict(distinct, self._masked_contents(distinct.str.replace_all("0+", "0")))
+        left = texts.str.contains("[0-9]").arg_true()
+        if left.is_empty():
+            return texts
+        whole = decode_lines(data, self._encoding).text.gather(rows[left.to_numpy()])
+        return texts.scatter(left, self._masked_contents(whole))
 
-    def _masked(self, texts: pl.Series) -> pl.Series:
-        distinct = texts.unique()
-        return texts.replace_strict(distinct, pl.Series([self._mask(text) for text in distinct], dtype=pl.String))
+    def _masked_contents(self, lines: pl.Series) -> pl.Series:
+        contents = self._format.parse(lines, [CONTENT])[CONTENT]
+        distinct = contents.unique()
+        return contents.replace_strict(distinct, pl.Series([self._mask(text) for text in distinct], dtype=pl.String))
 
     def _mask(self, text: str) -> str:
         known = self._known.get(text)
@@ -179,10 +176,23 @@ class _Messages:
             known = self._known[text] = mask_text(text, self._rules)
         return known
 
-    def _count(self, ids: npt.NDArray[np.uint32]) -> None:
+
+class _Messages:
+    """Distinct masked messages, numbered in order of first appearance."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._lines = np.zeros(0, dtype=np.uint64)
+
+    def ids(self, texts: pl.Series) -> npt.NDArray[np.uint32]:
+        """The numbers of a chunk's messages."""
+        distinct = texts.unique(maintain_order=True)
+        numbers = pl.Series([self._ids.setdefault(text, len(self._ids)) for text in distinct], dtype=pl.UInt32)
+        ids = texts.replace_strict(distinct, numbers, return_dtype=pl.UInt32).to_numpy()
         counts = np.bincount(ids, minlength=len(self._ids)).astype(np.uint64)
         counts[: len(self._lines)] += self._lines
         self._lines = counts
+        return ids
 
     def table(self) -> pl.DataFrame:
         """One row a message: message_id, text, lines."""

@@ -8,34 +8,37 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-MEMBER_SCHEMA = {"row": pl.UInt32, "key": pl.String}
+MEMBER_SCHEMA = {"line_number": pl.UInt32, "key": pl.String}
 
 
 class Membership(Protocol):
     """Tells for one chunk after the other, in the log's order, which lines are in which windows."""
 
     def members(self, lines: pl.DataFrame) -> pl.DataFrame:
-        """Row and window key (columns row, key) of lines (columns row, time, or the keys found), sorted by row."""
+        """Line and window key (columns line_number, key) of lines (columns line_number, time, or the keys found)."""
 
     def keep(self) -> int | None:
         """After the last chunk: how many windows, by first appearance, are not contained in another; None for all."""
 
 
 def session_keys(texts: pl.DataFrame, pattern: str) -> tuple[pl.DataFrame, int]:
-    """The distinct keys that each text (columns row, text) names, in its order (columns row, key).
+    """The distinct keys that each text (columns line_number, text) names, in its order (columns line_number, key).
 
     Beside them the number of texts that name keys more than once, be it the same key.
     The key is the pattern's first group where it has one, else all that it matches.
     """
-    found = texts.select("row", key=pl.col("text").str.extract_all(pattern))
+    found = texts.select("line_number", key=pl.col("text").str.extract_all(pattern))
     keys = found.filter(pl.col("key").list.len() > 0).explode("key")
     if re.compile(pattern).groups:
         keys = keys.with_columns(pl.col("key").str.extract(pattern, 1))
     keys = keys.filter(pl.col("key").fill_null("") != "")
-    repeated = keys.filter(pl.col("row").is_duplicated())
-    if repeated.is_empty():
-        return keys, 0
-    return keys.unique(["row", "key"], keep="first", maintain_order=True), repeated["row"].n_unique()
+    again = pl.col("line_number") == pl.col("line_number").shift(1)
+    repeated = keys.filter(again)["line_number"].n_unique()
+    # Most lines that name a key twice name the same one: those go cheaply, by the key before.
+    keys = keys.filter((again & (pl.col("key") == pl.col("key").shift(1))).not_().fill_null(True))
+    if keys.select(again.any()).item():
+        keys = keys.unique(["line_number", "key"], keep="first", maintain_order=True)
+    return keys, repeated
 
 
 class Sessions:
@@ -60,8 +63,8 @@ class Counts:
         index = np.arange(self.lines, self.lines + lines.height, dtype=np.int64)
         self.lines += lines.height
         first = np.maximum((index - self.size) // self.step + 1, 0)
-        rows, windows = _each(lines["row"].to_numpy(), first, index // self.step)
-        return pl.DataFrame({"row": rows, "key": windows}).with_columns(pl.col("key").cast(pl.String))
+        rows, windows = _each(lines["line_number"].to_numpy(), first, index // self.step)
+        return pl.DataFrame({"line_number": rows, "key": windows}).with_columns(pl.col("key").cast(pl.String))
 
     def keep(self) -> int:
         """The last windows are cut short by the log's end; those that hold no line of their own are left out."""
@@ -85,10 +88,10 @@ class Spans:
             self.first = int(times[0]) // self.step
         last = times // self.step
         first = np.maximum((times - self.size) // self.step + 1, np.minimum(self.first or 0, last))
-        rows, windows = _each(lines["row"].to_numpy(), first, last)
+        rows, windows = _each(lines["line_number"].to_numpy(), first, last)
         distinct, codes = np.unique(windows, return_inverse=True)
         names = pl.Series([self._name(int(window)) for window in distinct], dtype=pl.String)
-        return pl.DataFrame({"row": rows, "key": names.gather(codes)}, schema=MEMBER_SCHEMA)
+        return pl.DataFrame({"line_number": rows, "key": names.gather(codes)}, schema=MEMBER_SCHEMA)
 
     def _name(self, window: int) -> str:
         return datetime.fromtimestamp(window * self.step // 1_000_000, UTC).replace(tzinfo=None).isoformat()

@@ -3,8 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 _COMPACT_ROWS = 2_000_000
@@ -40,15 +38,15 @@ class WindowFacts:
         self._parts: list[pl.DataFrame] = []
 
     def add(self, height: int, lines: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
-        """Take in a chunk's parsed lines and members; gives the members kept, as row and window_id, sorted by row."""
+        """Take in a chunk's parsed lines and members; gives the members kept, as line_number and window_id."""
         self.lines += height
         self.parsed += lines.height
-        in_windows = members["row"].n_unique()
+        in_windows = members["line_number"].n_unique()
         self.outside += lines.height - in_windows
-        self.shared += members.filter(pl.col("row").is_duplicated())["row"].n_unique()
+        self.shared += members.filter(pl.col("line_number").is_duplicated())["line_number"].n_unique()
         keys = members.select(pl.col("key").unique(maintain_order=True))
         ids = [self.ids.setdefault(key, len(self.ids)) for key in keys["key"]]
-        numbered = members.select("row", "key").join(
+        numbered = members.select("line_number", "key").join(
             keys.with_columns(window_id=pl.Series(ids, dtype=pl.UInt32)), on="key", how="left", maintain_order="left"
         )
         if self._limit is not None and len(self.ids) > self._limit:
@@ -56,11 +54,11 @@ class WindowFacts:
         self._parts.append(self._facts(lines, numbered))
         if sum(part.height for part in self._parts) > _COMPACT_ROWS:
             self._parts = [_combined(self._parts)]
-        return numbered.select("row", "window_id")
+        return numbered.select("line_number", "window_id")
 
     def _facts(self, lines: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
-        known = numbered.select("row", "window_id").join(
-            lines.select("row", "time", "site", "word"), on="row", how="left", maintain_order="left"
+        known = numbered.select("line_number", "window_id").join(
+            lines.select("line_number", "time", "site", "word"), on="line_number", how="left", maintain_order="left"
         )
         return known.group_by("window_id", maintain_order=True).agg(
             site=pl.col("site").first(),
@@ -102,8 +100,3 @@ def _combined(parts: list[pl.DataFrame]) -> pl.DataFrame:
             pl.col("lines").sum(),
         )
     )
-
-
-def line_numbers(rows: pl.Series, first: int) -> npt.NDArray[np.uint32]:
-    """Rows of a chunk as line numbers of the log."""
-    return rows.to_numpy().astype(np.uint32) + np.uint32(first)

@@ -15,10 +15,10 @@ from storage.labels import read_labels
 from storage.log_formats import CONTENT
 from storage.memberships import Counts, Membership, Sessions, Spans, session_keys
 from storage.progress import Progress, silent
-from storage.raw_lines import decode_lines, work_on_chunks
+from storage.raw_lines import Lines, decode_lines, work_on_chunks
 from storage.sorted_events import SortedEvents
 from storage.tables import TableWriter, write_table
-from storage.window_facts import WindowFacts, line_numbers
+from storage.window_facts import WindowFacts
 
 if TYPE_CHECKING:
     from storage.datasets import DatasetSpec
@@ -72,17 +72,17 @@ class WindowRule(BaseModel):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What one chunk of the log holds, with rows counted from its start."""
+    """What one chunk of the log holds."""
 
     height: int
     lines: pl.DataFrame
-    """Parsed lines: row, time, site, word (the label as written)."""
+    """Parsed lines: line_number, time, site, word (the label as written)."""
     keys: pl.DataFrame
-    """Session keys: row, key."""
+    """Session keys: line_number, key."""
     repeated: int
     """Lines that name keys more than once, be it the same."""
     rejects: pl.DataFrame
-    """row, reason, raw."""
+    """line_number, reason, raw."""
 
 
 def window_log(
@@ -106,14 +106,13 @@ def window_log(
     with ExitStack() as stack:
         events = stack.enter_context(SortedEvents(into))
         rejects = stack.enter_context(TableWriter(into / REJECTS, REJECT_SCHEMA))
-        for chunk in work_on_chunks(raw, lambda data: _read_chunk(data, spec, rule), progress=progress):
-            first = facts.lines
+        for chunk in work_on_chunks(raw, lambda data, first: _read_chunk(data, first, spec, rule), progress=progress):
             facts.rejected.update(chunk.rejects["reason"])
-            rejects.add(_numbered(chunk.rejects, first))
+            rejects.add(chunk.rejects)
             members = membership.members(chunk.keys if rule.kind == "session" else chunk.lines)
             facts.repeated += chunk.repeated
             kept = facts.add(chunk.height, chunk.lines, members)
-            events.add(line_numbers(kept["row"], first), kept["window_id"].to_numpy())
+            events.add(kept["line_number"].to_numpy(), kept["window_id"].to_numpy())
         rejects.close()
         _check_lines(facts, raw, spec, into, max_rejected)
         windows = facts.windows(membership.keep())
@@ -134,7 +133,7 @@ def _check_rule(spec: "DatasetSpec", rule: WindowRule) -> None:
         raise FormatError(f"{spec.label_file} labels session keys: use session windows with {spec.name}.")
 
 
-def _read_chunk(data: bytes, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
+def _read_chunk(data: bytes, first: int, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
     decoded = decode_lines(data, spec.encoding)
     form = spec.log_format
     searched = rule.key_field if rule.kind == "session" else None
@@ -146,33 +145,36 @@ def _read_chunk(data: bytes, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
     nothing = pl.repeat(None, len(parsed), dtype=pl.String, eager=True)
     lines = pl.DataFrame(
         {
-            "row": pl.arange(len(parsed), eager=True, dtype=pl.UInt32),
+            "line_number": pl.arange(first, first + len(parsed), eager=True, dtype=pl.UInt32),
             "time": times,
             "site": fields[spec.site_field] if spec.site_field else nothing.fill_null(""),
             "word": fields[spec.label_field] if spec.label_field else nothing,
         }
     )
-    texts = pl.DataFrame({"row": lines["row"], "text": fields[searched]}).filter(good) if searched else None
+    texts = (
+        pl.DataFrame({"line_number": lines["line_number"], "text": fields[searched]}).filter(good) if searched else None
+    )
     keys, repeated = session_keys(texts, rule.key or "") if texts is not None else (lines.clear(), 0)
-    rejects = _rejects(decoded.text, decoded.undecodable, parsed, good)
+    rejects = _rejects(decoded, first, parsed, good)
     return _Chunk(len(parsed), lines.filter(good) if not good.all() else lines, keys, repeated, rejects)
 
 
-def _rejects(text: pl.Series, undecodable: dict[int, str], parsed: pl.Series, good: pl.Series) -> pl.DataFrame:
+def _rejects(lines: Lines, first: int, parsed: pl.Series, good: pl.Series) -> pl.DataFrame:
     rows = (~good).arg_true()
-    raw = text.gather(rows).to_list()
-    readable = parsed.gather(rows).to_list()
     table = [
-        (row, "undecodable", undecodable[row])
-        if line is None
-        else (row, "blank" if not line.strip() else "time" if has_form else "form", line)
-        for row, line, has_form in zip(rows.to_list(), raw, readable, strict=True)
+        (first + row, _reason(text, has_form), lines.undecodable[row] if text is None else text)
+        for row, text, has_form in zip(rows, lines.text.gather(rows), parsed.gather(rows), strict=True)
     ]
-    return pl.DataFrame(table, schema={"row": pl.UInt32, "reason": pl.String, "raw": pl.String}, orient="row")
+    return pl.DataFrame(table, schema=REJECT_SCHEMA, orient="row")
 
 
-def _numbered(rejects: pl.DataFrame, first: int) -> pl.DataFrame:
-    return rejects.select((pl.col("row") + first).cast(pl.UInt32).alias("line_number"), "reason", "raw")
+def _reason(text: str | None, has_form: bool) -> str:
+    """Why a line was rejected: in a few words that are also the names of the counts."""
+    if text is None:
+        return "undecodable"
+    if not text.strip():
+        return "blank"
+    return "time" if has_form else "form"
 
 
 def _check_lines(facts: WindowFacts, raw: Path, spec: "DatasetSpec", into: Path, max_rejected: float) -> None:

@@ -66,7 +66,7 @@ def test_work_comes_back_in_the_order_of_the_file(tmp_path: Path, monkeypatch: p
     path = tmp_path / "x.log"
     path.write_text("".join(f"{number}\n" for number in range(5000)))
     monkeypatch.setattr(raw_lines, "CHUNK_BYTES", 100)
-    parts = list(work_on_chunks(path, lambda chunk: decode_lines(chunk).text))
+    parts = list(work_on_chunks(path, lambda chunk, _: decode_lines(chunk).text))
     assert pl.concat(parts).to_list() == [str(number) for number in range(5000)]
 
 
@@ -74,7 +74,7 @@ def test_an_error_in_the_work_reaches_the_caller(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     path.write_text("a\n")
     with pytest.raises(ZeroDivisionError):
-        list(work_on_chunks(path, lambda chunk: 1 // (len(chunk) - 2)))
+        list(work_on_chunks(path, lambda chunk, _: 1 // (len(chunk) - 2)))
 
 
 def test_raw_lines_are_found_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
