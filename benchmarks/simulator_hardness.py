@@ -1,8 +1,8 @@
 """How hard the simulated HDFS log is beside the real one: `python -m benchmarks.simulator_hardness ARCHIVE`.
 
 Reads the archive of the real log and simulates as many blocks with several seeds, prepares all of them alike, and
-prints tables in Markdown: what the windows are like, what the four simple rules reach on the same splits, and, with
-`--tokenizer FILE` (a tokenizer.json), what the windows cost in tokens, also of smaller simulations.
+prints tables in Markdown: what the windows are like, what the four simple rules and a small sequence model reach, and,
+with `--tokenizer FILE` (a tokenizer.json), what the windows cost in tokens, also of smaller simulations.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from benchmarks.backoff_model import BackoffModel
 from fl.baselines import RULES, fit
+from fl.thresholds import label_free_threshold, rank
 from storage.archives import fetch
 from storage.datasets import DatasetConfig, resolve
 from storage.masks import mask_log
@@ -26,6 +28,7 @@ from storage.windows import window_log
 
 MessageSequence = tuple[int, ...]
 SPLITS = 20
+MODEL_SPLITS = 6
 FEW = 480
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SIZES = (400, 800, 1200, 1500, 2000)
@@ -128,6 +131,26 @@ def rule_scores(log: Prepared, train_windows: int | None) -> dict[str, str]:
     return {name: " / ".join(f"{value:.3f}" for value in scores.mean(axis=0)) for name, scores in found.items()}
 
 
+def model_scores(log: Prepared, train_windows: int | None) -> dict[str, str]:
+    """How well surprise in a small sequence model ranks the windows, and its label-free F1; the mean over splits."""
+    found = np.zeros((MODEL_SPLITS, 2, 3))
+    anomalous = (log.windows["label"] == 1).to_numpy()
+    for seed in range(MODEL_SPLITS):
+        split = split_windows(log.windows, SplitRule(seed=seed, train_windows=train_windows))["split"].to_numpy()
+        model = BackoffModel((log.sequences[row] for row in np.flatnonzero(split == "train")), log.messages)
+        scores = {window: model.surprises(window) for window in set(log.sequences)}
+        means = np.array([np.mean(scores[window]) for window in log.sequences])
+        maxima = np.array([max(scores[window]) for window in log.sequences])
+        for column, by_window in enumerate((means, maxima)):
+            threshold = label_free_threshold(by_window[split == "calibration"])
+            ranking = rank(by_window[split == "test"], anomalous[split == "test"])
+            found[seed, column] = ranking.auroc, ranking.average_precision, ranking.at(threshold).f1
+    return {
+        f"{name} surprise of a message": " / ".join(f"{value:.3f}" for value in row)
+        for name, row in zip(("mean", "maximum"), found.mean(axis=0), strict=True)
+    }
+
+
 def token_facts(log: Prepared) -> dict[str, str]:
     """What the windows cost a language model."""
     return {
@@ -173,6 +196,8 @@ def main() -> None:
     for amount in (None, FEW):
         title = f"P / R / F1, fitted on {amount or 'all'} normal training windows"
         print(table(title, {log.name: rule_scores(log, amount) for log in logs}))
+        title = f"AUROC / average precision / label-free F1, {amount or 'all'} normal training windows"
+        print(table(title, {log.name: model_scores(log, amount) for log in logs}))
     print(kinds(logs[1:]))
     if given.tokenizer:
         for blocks in SIZES:
