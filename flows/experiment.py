@@ -10,12 +10,16 @@ from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data
 from flows.settings import command_of
 from flows.train import run_id_of, train_adapters
+from storage.datasets import resolve
 from storage.runs import hardware, now, read_record, record_run, versions
 from storage.stages import Stage
 from storage.summaries import RunFacts
+from storage.tracking import store_identity
 from tasks.draw_figures import draw_figures
 from tasks.measure_costs import measure_costs
+from tasks.register_detector import register_detector
 from tasks.report_results import fill_run_folder, report_results, show_on_run_page
+from tasks.window_logs import reading_facts
 
 
 @flow(name="experiment", persist_result=False)
@@ -26,11 +30,14 @@ def experiment(config: RunConfig) -> str:
     with _recorded(config, run_id) as facts:
         trained = train_adapters(config, prepared, run_id)
         judged = judge(config, prepared, trained)
-        report(config, prepared, trained, judged, facts)
+        written, figures = report(config, prepared, trained, judged, facts)
+        register(config, prepared, trained, judged, written, figures, facts)
     return run_id
 
 
-def report(config: RunConfig, prepared: Prepared, trained: Stage, judged: Judged, facts: RunFacts) -> Stage:
+def report(
+    config: RunConfig, prepared: Prepared, trained: Stage, judged: Judged, facts: RunFacts
+) -> tuple[Stage, Stage]:
     """The run's report and figures, in its folder and on its page."""
     costs = measure_costs(prepared.model, trained, judged.scored, config.training)
     figures = draw_figures(prepared.partition, trained, judged.evaluated)
@@ -46,7 +53,40 @@ def report(config: RunConfig, prepared: Prepared, trained: Stage, judged: Judged
     )
     fill_run_folder(facts.run_id, trained, judged.scored, judged.evaluated, figures, written)
     show_on_run_page(written, figures)
-    return written
+    return written, figures
+
+
+def register(
+    config: RunConfig,
+    prepared: Prepared,
+    trained: Stage,
+    judged: Judged,
+    written: Stage,
+    figures: Stage,
+    facts: RunFacts,
+) -> Stage:
+    """The run in MLflow, its detector a registered version."""
+    spec = resolve(config.dataset)
+    rules = {
+        "window": (config.window or spec.window).model_dump(mode="json"),
+        "mask": (config.mask or spec.mask).model_dump(mode="json"),
+        "tokens": config.tokens.model_dump(mode="json"),
+    }
+    return register_detector(
+        prepared.model,
+        trained,
+        judged.evaluated,
+        written,
+        figures,
+        reading_facts(spec),
+        rules,
+        config.tuning,
+        config.model.quantization,
+        config.federation.seed,
+        store_identity(),
+        facts=facts,
+        spec=spec,
+    )
 
 
 @contextmanager

@@ -185,6 +185,8 @@ def stage_facts(counts: Mapping[str, Any]) -> str:
         return (
             f"{counts['bytes_sent'] / 1e6:,.1f} MB sent; full fine-tuning: {counts['bytes_sent_by_full'] / 1e6:,.1f} MB"
         )
+    if "alias" in counts:
+        return f"{counts['name']} version {counts['version']}, alias {counts['alias']}"
     shown = [
         f"{counts[name]:,} {word}"
         for name, word in _SHOWN.items()

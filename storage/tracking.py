@@ -1,0 +1,158 @@
+"""MLflow: parameters, metrics of every round, files and registered detectors of the runs."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import TrackingError
+from storage.layout import Layout, current
+
+EXPERIMENT = "atalaia"
+DETECTOR = "atalaia-detector"
+CHALLENGER = "challenger"
+_BATCH = 1000
+"""Metrics that MLflow takes in one call."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered detector."""
+
+    name: str
+    version: str
+    run_id: str
+    """The MLflow run it came from."""
+    tracking_uri: str
+
+
+def tracking_uri(layout: Layout | None = None) -> str:
+    """Where runs are tracked: `MLFLOW_TRACKING_URI`, else a SQLite file under the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(layout or current()).mlflow / 'mlflow.db'}"
+
+
+def store_identity(layout: Layout | None = None) -> str:
+    """What tells one tracking store from another: its address, and for the default one also the file itself."""
+    uri = tracking_uri(layout)
+    if not uri.startswith("sqlite:///"):
+        return uri
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.is_file():
+        _experiment_id(_client(layout), layout)
+    return f"{uri} {path.stat().st_ino}"
+
+
+def log_run(
+    name: str,
+    parameters: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, float],
+    files: Sequence[Path],
+    tags: Mapping[str, str],
+    layout: Layout | None = None,
+) -> str:
+    """Track a finished run and return MLflow's id of it; each of `rounds` has its step in `round`.
+
+    Raises TrackingError where the server cannot be reached or refuses.
+    """
+    with _told_as_tracking_error(layout):
+        client = _client(layout)
+        run = client.create_run(_experiment_id(client, layout), run_name=name, tags=dict(tags))
+        run_id = str(run.info.run_id)
+        _log_parameters(client, run_id, parameters)
+        _log_metrics(client, run_id, rounds, summary)
+        for file in files:
+            client.log_artifact(run_id, str(file), "figures" if file.suffix in {".png", ".svg"} else None)
+        client.set_terminated(run_id)
+        return run_id
+
+
+def register_detector(run_id: str, folder: Path, tags: Mapping[str, str], layout: Layout | None = None) -> Version:
+    """Register a detector's folder (see storage/detector.py) as a new version with the alias `challenger`."""
+    with _told_as_tracking_error(layout):
+        import mlflow
+
+        from storage.detector import pyfunc_arguments
+
+        client = _client(layout)
+        mlflow.set_tracking_uri(tracking_uri(layout))
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(name="detector", **pyfunc_arguments(folder))
+        if not client.search_registered_models(f"name = '{DETECTOR}'"):
+            client.create_registered_model(DETECTOR)
+        made = client.create_model_version(DETECTOR, logged.model_uri, run_id, tags=dict(tags))
+        client.set_registered_model_alias(DETECTOR, CHALLENGER, made.version)
+        return Version(DETECTOR, str(made.version), run_id, tracking_uri(layout))
+
+
+def load_detector(name: str = f"models:/{DETECTOR}@{CHALLENGER}", layout: Layout | None = None) -> Any:  # noqa: ANN401
+    """The registered detector as a pyfunc model."""
+    with _told_as_tracking_error(layout):
+        import mlflow
+
+        mlflow.set_tracking_uri(tracking_uri(layout))
+        return mlflow.pyfunc.load_model(name)
+
+
+def _client(layout: Layout | None) -> Any:  # noqa: ANN401 (mlflow.MlflowClient, imported late)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import logging
+
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    (layout or current()).mlflow.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri(layout))
+
+
+def _experiment_id(client: Any, layout: Layout | None) -> str:  # noqa: ANN401
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    # A server keeps artifacts where it was told to; the SQLite default would put them into the working directory.
+    local = tracking_uri(layout).startswith("sqlite:")
+    place = ((layout or current()).mlflow / "artifacts").as_uri() if local else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=place))
+
+
+def _log_parameters(client: Any, run_id: str, parameters: Mapping[str, Any]) -> None:  # noqa: ANN401
+    from mlflow.entities import Param
+
+    items = [Param(name, str(value)[:6000]) for name, value in parameters.items() if value is not None]
+    for start in range(0, len(items), 100):
+        client.log_batch(run_id, params=items[start : start + 100])
+
+
+def _log_metrics(client: Any, run_id: str, rounds: Sequence[Mapping[str, Any]], summary: Mapping[str, float]) -> None:  # noqa: ANN401
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    by_round = [
+        Metric(name, float(value), now, int(row["round"]))
+        for row in rounds
+        for name, value in row.items()
+        if name != "round" and isinstance(value, int | float)
+    ]
+    last = max((int(row["round"]) for row in rounds), default=0)
+    items = by_round + [Metric(name, float(value), now, last) for name, value in summary.items()]
+    for start in range(0, len(items), _BATCH):
+        client.log_batch(run_id, metrics=items[start : start + _BATCH])
+
+
+@contextmanager
+def _told_as_tracking_error(layout: Layout | None) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise TrackingError(
+            f"The tracking store {tracking_uri(layout)} failed: {reason} Check MLFLOW_TRACKING_URI, then run again; "
+            "all stages are kept."
+        ) from error

@@ -1,0 +1,106 @@
+"""Task: track the run in MLflow, and register its detector."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fl.adapter import Tuning
+from fl.thresholds import label_free_threshold
+from storage.adapters import CommittedRound, committed_rounds
+from storage.datasets import DatasetSpec
+from storage.stages import NewStage, Stage
+from storage.summaries import RunFacts, Summary, load_summary
+from storage.tracking import CHALLENGER, log_run
+from storage.tracking import register_detector as register
+from tasks.stage_task import Retry, stage
+
+
+@stage("register", unkeyed=("facts", "spec"), retry=Retry((ConnectionError,), times=2))
+def register_detector(
+    new: NewStage,
+    model: Stage,
+    trained: Stage,
+    evaluated: Stage,
+    report: Stage,
+    figures: Stage,
+    reading: Mapping[str, Any],
+    rules: Mapping[str, Any],
+    tuning: Tuning,
+    quantization: str,
+    seed: int,
+    store: str,
+    facts: RunFacts,
+    spec: DatasetSpec,
+) -> None:
+    """Log parameters, metrics of every round, costs and figures; register the detector as a new challenger.
+
+    `store` tells one tracking store from another; `rules` holds the window, mask and token rules as used.
+    """
+    summary = load_summary(report.file("report.json"))
+    found = committed_rounds(Path(trained.path))[summary.findings["round"]]
+    base = {"name": model.counts["name"], "sha256": model.counts["weights_sha256"], "quantization": quantization}
+    how = {"dataset": spec.model_dump(mode="json"), **rules, "model": base, "tuning": asdict(tuning), "seed": seed}
+    folder = _write_detector(new.path / "detector", found, summary.findings, _calibration(evaluated), how)
+    files = [report.file("report.html"), report.file("report.json"), *sorted(Path(figures.path).glob("*.png"))]
+    tags = {"run_id": facts.run_id, "base_model": base["name"], "base_model_sha256": base["sha256"]}
+    run_id = log_run(facts.run_id, _flat(facts.config), _rounds(trained, summary), _metrics(summary), files, tags)
+    version = register(run_id, folder, tags | {"adapter_hash": found.adapter_hash})
+    (new.path / "version.json").write_text(json.dumps(asdict(version), indent=1))
+    new.counts |= {"name": version.name, "version": version.version, "alias": CHALLENGER}
+
+
+def _write_detector(
+    folder: Path, found: CommittedRound, findings: Mapping[str, Any], calibration: pl.DataFrame, how: Mapping[str, Any]
+) -> Path:
+    """A detector's folder, as storage/detector.py reads it."""
+    folder.mkdir()
+    shutil.copyfile(found.adapter, folder / "adapter.safetensors")
+    calibration.write_parquet(folder / "calibration_scores.parquet")
+    rate = findings["false_alarm_rate"]
+    described = {
+        **how,
+        "round": found.number,
+        "adapter_hash": found.adapter_hash,
+        "score": findings["score"],
+        "k": findings["k"],
+        "threshold": label_free_threshold(calibration["score"].to_numpy(), rate),
+        "false_alarm_rate": rate,
+    }
+    (folder / "detector.json").write_text(json.dumps(described, indent=1))
+    return folder
+
+
+def _calibration(evaluated: Stage) -> pl.DataFrame:
+    """The calibration windows' scores: what the label-free threshold came from, and drift is measured against."""
+    scores = pl.read_parquet(evaluated.file("window_scores.parquet"), columns=["split", "score"])
+    return scores.filter(pl.col("split") == "calibration").select("score")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def _rounds(trained: Stage, summary: Summary) -> list[dict[str, Any]]:
+    """What is known of each round, under the names MLflow shows."""
+    committed = committed_rounds(Path(trained.path))
+    rows = [pl.read_parquet(found.folder / "round.parquet").to_dicts()[0] for found in committed]
+    training = _renamed(rows, {"loss": "train_loss", "seconds": "round_seconds"})
+    return training + _renamed(summary.findings["rounds"], {"loss": "held_out_loss"})
+
+
+def _renamed(rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{names.get(key, key): value for key, value in row.items()} for row in rows]
+
+
+def _metrics(summary: Summary) -> dict[str, float]:
+    row = _flat(summary.row())
+    numbers = {key.replace(".", "_"): value for key, value in row.items() if isinstance(value, int | float)}
+    return {key: float(value) for key, value in numbers.items() if key not in {"k", "rank", "seed", "rounds"}}
