@@ -91,7 +91,9 @@ class LogFormat(BaseModel):
         return "".join(literal + name for literal, name in zip(literals, [*names, ""], strict=True))
 
     def parse(self, lines: pl.Series, wanted: Sequence[str]) -> pl.DataFrame:
-        """The wanted fields of every line, one column each; all null where a line does not have this form."""
+        """The wanted fields of every line, one column each; null where a line is blank or does not have this form."""
+        if not _BLANKS.sub("", self.notation).strip(f"<{CONTENT}>"):
+            lines = lines.set(~lines.str.contains("[^ \\t]"), None)
         quick = self.quick_pattern(wanted)
         if quick is None:
             return _groups(lines, self.pattern(wanted))

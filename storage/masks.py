@@ -137,9 +137,9 @@ def _needed_lines(events: Path) -> npt.NDArray[np.bool_]:
 class _Masker:
     """Masks the messages of a chunk's lines, each distinct text once.
 
-    Where the rules are blind to digits, lines that differ in digits alone are taken together first: a message whose runs
-    of digits are all made "0" masks to the same, unless a digit is left over; only lines where one is left are masked as
-    they are.
+    Where the rules are blind to digits, lines that differ in digits alone are taken together first: a message whose
+    runs of digits are all made "0" masks to the same, unless a digit is left over; only lines where one is left are
+    masked as they are.
     """
 
     def __init__(self, rules: MaskRules, spec: "DatasetSpec") -> None:

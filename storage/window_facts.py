@@ -22,7 +22,7 @@ WINDOW_SCHEMA: dict[str, Any] = {
 class WindowFacts:
     """Numbers windows in order of first appearance and gathers what each chunk tells of them."""
 
-    def __init__(self, limit: int | None, normal_word: str | None) -> None:
+    def __init__(self, limit: int | None) -> None:
         self.lines = 0
         self.parsed = 0
         self.rejected: Counter[str] = Counter()
@@ -34,7 +34,6 @@ class WindowFacts:
         """Lines that name window keys more than once, be it the same one."""
         self.ids: dict[str, int] = {}
         self._limit = limit
-        self._normal_word = normal_word
         self._parts: list[pl.DataFrame] = []
 
     def add(self, height: int, lines: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
@@ -58,14 +57,17 @@ class WindowFacts:
 
     def _facts(self, lines: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
         known = numbered.select("line_number", "window_id").join(
-            lines.select("line_number", "time", "site", "word"), on="line_number", how="left", maintain_order="left"
+            lines.select("line_number", "time", "site", "label", "kind"),
+            on="line_number",
+            how="left",
+            maintain_order="left",
         )
         return known.group_by("window_id", maintain_order=True).agg(
             site=pl.col("site").first(),
             first_time=pl.col("time").min(),
             last_time=pl.col("time").max(),
-            label=(pl.col("word") != self._normal_word).max().cast(pl.Int8),
-            kind=pl.col("word").filter(pl.col("word") != self._normal_word).first(),
+            label=pl.col("label").max(),
+            kind=pl.col("kind").drop_nulls().first(),
             lines=pl.len().cast(pl.UInt32),
         )
 

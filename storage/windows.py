@@ -3,7 +3,6 @@
 import re
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from storage.errors import FormatError
 from storage.labels import read_labels
+from storage.log_chunks import REJECT_SCHEMA, ChunkReader
 from storage.log_formats import CONTENT
-from storage.memberships import Counts, Membership, Sessions, Spans, session_keys
+from storage.memberships import Counts, Membership, Sessions, Spans
 from storage.progress import Progress, silent
-from storage.raw_lines import Lines, decode_lines, work_on_chunks
+from storage.raw_lines import work_on_chunks
 from storage.sorted_events import SortedEvents
 from storage.tables import TableWriter, write_table
 from storage.window_facts import WindowFacts
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from storage.datasets import DatasetSpec
 
 REJECTS = "rejects.parquet"
-REJECT_SCHEMA = {"line_number": pl.UInt32, "reason": pl.String, "raw": pl.String}
 
 
 class WindowRule(BaseModel):
@@ -70,21 +69,6 @@ class WindowRule(BaseModel):
         return (Counts if self.kind == "count" else Spans)(self.size, self.step or self.size)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """What one chunk of the log holds."""
-
-    height: int
-    lines: pl.DataFrame
-    """Parsed lines: line_number, time, site, word (the label as written)."""
-    keys: pl.DataFrame
-    """Session keys: line_number, key."""
-    repeated: int
-    """Lines that name keys more than once, be it the same."""
-    rejects: pl.DataFrame
-    """line_number, reason, raw."""
-
-
 def window_log(
     raw: Path,
     spec: "DatasetSpec",
@@ -102,11 +86,12 @@ def window_log(
     _check_rule(spec, rule)
     labels = read_labels(raw.parent / spec.label_file) if spec.label_file else None
     membership = rule.membership()
-    facts = WindowFacts(limit, spec.normal_word)
+    reader = ChunkReader(spec, rule, labels)
+    facts = WindowFacts(limit)
     with ExitStack() as stack:
         events = stack.enter_context(SortedEvents(into))
         rejects = stack.enter_context(TableWriter(into / REJECTS, REJECT_SCHEMA))
-        for chunk in work_on_chunks(raw, lambda data, first: _read_chunk(data, first, spec, rule), progress=progress):
+        for chunk in work_on_chunks(raw, reader.read, progress):
             facts.rejected.update(chunk.rejects["reason"])
             rejects.add(chunk.rejects)
             members = membership.members(chunk.keys if rule.kind == "session" else chunk.lines)
@@ -117,10 +102,16 @@ def window_log(
         _check_lines(facts, raw, spec, into, max_rejected)
         windows = facts.windows(membership.keep())
         events.write(into / "events.parquet", windows.height)
-    windows, label_counts = _labelled(windows, labels, facts, spec)
+    if labels is not None and rule.kind == "session":
+        windows = _with_labels(windows, labels)
     write_table(windows, into / "windows.parquet")
-    shared = {"two_key_lines": facts.shared, "two_mention_lines": facts.repeated} if rule.kind == "session" else {}
-    return facts.counts() | shared | label_counts
+    counts = facts.counts() | {"windows": windows.height} | _label_counts(windows, spec.label_kind != "none")
+    if rule.kind == "session":
+        counts |= {"two_key_lines": facts.shared, "two_mention_lines": facts.repeated}
+        counts |= (
+            {} if labels is None else {"labels_unknown": labels.filter(~pl.col("key").is_in(list(facts.ids))).height}
+        )
+    return counts
 
 
 def _check_rule(spec: "DatasetSpec", rule: WindowRule) -> None:
@@ -129,52 +120,10 @@ def _check_rule(spec: "DatasetSpec", rule: WindowRule) -> None:
         raise FormatError(f"key_field {rule.key_field} is not in the format of {spec.name}; its fields are {fields}.")
     if rule.kind == "time" and spec.log_format.time_format is None:
         raise FormatError(f"Time windows need times: give time_format and time_fields for {spec.name} ({fields}).")
-    if rule.kind != "session" and spec.label_file:
-        raise FormatError(f"{spec.label_file} labels session keys: use session windows with {spec.name}.")
-
-
-def _read_chunk(data: bytes, first: int, spec: "DatasetSpec", rule: WindowRule) -> _Chunk:
-    decoded = decode_lines(data, spec.encoding)
-    form = spec.log_format
-    searched = rule.key_field if rule.kind == "session" else None
-    wanted = [*form.time_fields, *filter(None, [spec.site_field, spec.label_field, searched])]
-    fields = form.parse(decoded.text, list(dict.fromkeys(wanted)) or [CONTENT])
-    parsed = fields[fields.columns[0]].is_not_null()
-    times = form.times(fields)
-    good = parsed & times.is_not_null() if form.time_format else parsed
-    nothing = pl.repeat(None, len(parsed), dtype=pl.String, eager=True)
-    lines = pl.DataFrame(
-        {
-            "line_number": pl.arange(first, first + len(parsed), eager=True, dtype=pl.UInt32),
-            "time": times,
-            "site": fields[spec.site_field] if spec.site_field else nothing.fill_null(""),
-            "word": fields[spec.label_field] if spec.label_field else nothing,
-        }
-    )
-    texts = (
-        pl.DataFrame({"line_number": lines["line_number"], "text": fields[searched]}).filter(good) if searched else None
-    )
-    keys, repeated = session_keys(texts, rule.key or "") if texts is not None else (lines.clear(), 0)
-    rejects = _rejects(decoded, first, parsed, good)
-    return _Chunk(len(parsed), lines.filter(good) if not good.all() else lines, keys, repeated, rejects)
-
-
-def _rejects(lines: Lines, first: int, parsed: pl.Series, good: pl.Series) -> pl.DataFrame:
-    rows = (~good).arg_true()
-    table = [
-        (first + row, _reason(text, has_form), lines.undecodable[row] if text is None else text)
-        for row, text, has_form in zip(rows, lines.text.gather(rows), parsed.gather(rows), strict=True)
-    ]
-    return pl.DataFrame(table, schema=REJECT_SCHEMA, orient="row")
-
-
-def _reason(text: str | None, has_form: bool) -> str:
-    """Why a line was rejected: in a few words that are also the names of the counts."""
-    if text is None:
-        return "undecodable"
-    if not text.strip():
-        return "blank"
-    return "time" if has_form else "form"
+    if rule.kind != "session" and spec.label_file and spec.window.kind != "session":
+        raise FormatError(
+            f"{spec.label_file} labels session keys: give the [window] of {spec.name} the key they are of."
+        )
 
 
 def _check_lines(facts: WindowFacts, raw: Path, spec: "DatasetSpec", into: Path, max_rejected: float) -> None:
@@ -200,16 +149,12 @@ def _keep_rejects(into: Path, raw: Path) -> Path:
     return kept
 
 
-def _labelled(
-    windows: pl.DataFrame, labels: pl.DataFrame | None, facts: WindowFacts, spec: "DatasetSpec"
-) -> tuple[pl.DataFrame, dict[str, Any]]:
-    counts: dict[str, Any] = {"windows": windows.height, "anomalous": None}
-    if labels is not None:
-        columns = windows.columns
-        found = windows.drop("label", "kind").join(labels, on="key", how="left", maintain_order="left")
-        windows = found.select(columns)
-        counts["labels_unknown"] = labels.filter(~pl.col("key").is_in(list(facts.ids))).height
-    if labels is not None or spec.label_field:
-        counts["anomalous"] = int((windows["label"] == 1).sum())
-        counts["windows_unlabelled"] = windows["label"].null_count()
-    return windows, counts
+def _with_labels(windows: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    found = windows.drop("label", "kind").join(labels, on="key", how="left", maintain_order="left")
+    return found.select(windows.columns)
+
+
+def _label_counts(windows: pl.DataFrame, known: bool) -> dict[str, int | None]:
+    if not known:
+        return {"anomalous": None}
+    return {"anomalous": int((windows["label"] == 1).sum()), "windows_unlabelled": windows["label"].null_count()}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytest
 
@@ -25,7 +25,7 @@ LOG = b"".join(b"081109 203530 %d INFO dfs.X: Receiving block blk_%d of %d\n" % 
 LABELS = b"BlockId,Label\nblk_1,Normal\n"
 
 
-def _tar(path: Path, mode: Any, inside: str = "") -> Path:
+def _tar(path: Path, mode: Literal["w", "w:gz", "w:bz2", "w:xz"], inside: str = "") -> Path:
     with tarfile.open(path, mode) as archive:
         for name, content in (("HDFS.log", LOG), ("README.md", b"read me"), ("anomaly_label.csv", LABELS)):
             member = tarfile.TarInfo(inside + name)

@@ -28,8 +28,9 @@ def _loghub_pattern(notation: str) -> re.Pattern[str]:
 
 
 def _by_python(lines: list[str], notation: str) -> list[dict[str, str] | None]:
+    """Blank lines have no form, though `<Content>` alone would take them."""
     pattern = _loghub_pattern(notation)
-    return [match.groupdict() if (match := pattern.match(line)) else None for line in lines]
+    return [match.groupdict() if line.strip(" \t") and (match := pattern.match(line)) else None for line in lines]
 
 
 def _parsed(lines: list[str], notation: str) -> list[dict[str, str] | None]:

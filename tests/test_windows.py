@@ -206,6 +206,23 @@ def test_a_line_out_of_order_is_in_the_window_of_its_own_time(tmp_path: Path) ->
 # Labels
 
 
+def test_labels_of_keys_pass_to_windows_that_are_not_sessions(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("Key,Label,Kind\nid=1,Anomaly,disk\nid=2,Normal,\n")
+    lines = [
+        _line(0, "id=2"),
+        _line(1, "id=2 id=1"),
+        _line(2, "id=2"),
+        _line(3, "none"),
+        _line(4, "id=3"),
+        _line(5, "none"),
+    ]
+    rule = WindowRule(kind="count", size=2)
+    counts, windows, _ = _cut(tmp_path, lines, rule, label_file="labels.csv")
+    assert windows["label"].to_list() == [1, 0, None]
+    assert windows["kind"].to_list() == ["disk", None, None]
+    assert (counts["anomalous"], counts["windows_unlabelled"]) == (1, 1)
+
+
 def test_labels_of_unknown_keys_and_keys_without_a_label_are_counted(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("Key,Label,Kind\nid=1,Anomaly,disk\nid=2,Normal,\nid=9,Normal,\n")
     lines = [_line(0, "id=1"), _line(1, "id=2"), _line(2, "id=3")]
@@ -304,6 +321,8 @@ def test_too_many_rejects_stop_the_run_and_are_kept_where_it_says(tmp_path: Path
 
 @pytest.mark.parametrize("content", ["", "\n\n \n"])
 def test_an_empty_log_is_refused(content: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"own\.log is empty"):
+        _cut(tmp_path / "contents", [content] if content else [], log_format=LogFormat(notation="<Content>"))
     with pytest.raises(FormatError, match=r"own\.log is empty"):
         _cut(tmp_path, [content] if content else [])
 
