@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -50,12 +51,13 @@ def _finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def _kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
+def _kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], delay: float = 0.0) -> None:
     deadline = time.monotonic() + 300
     while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    time.sleep(delay)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -131,3 +133,31 @@ def test_a_folder_without_a_job_is_told_in_one_line(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2
     assert ended.stderr == f"There is no training job at {tmp_path / 'job.json'}; start one with `atalaia train`.\n"
+
+
+@pytest.mark.long
+def test_a_job_killed_again_and_again_at_any_moment_ends_with_the_bytes_of_an_undisturbed_one(
+    tmp_path: Path, tiny_model: Path, shares: Path
+) -> None:
+    undisturbed = small_job(tmp_path / "undisturbed", tiny_model, shares, **FEDERATION)
+    train_federation(LocalGrid(undisturbed, client_app.app), undisturbed)  # type: ignore[arg-type]
+    killed = small_job(tmp_path / "killed", tiny_model, shares, **FEDERATION)
+    moments = random.Random(0)
+    for _ in range(12):
+        process = _start(killed, cwd=tmp_path)
+        _, before = read_events(killed.run_folder)
+        # Some kills while Ray starts, the others some milliseconds after the job's first sign of life.
+        if moments.random() < 0.3:
+            time.sleep(moments.uniform(0.0, 10.0))
+        else:
+            _kill_when(process, lambda start=before: bool(_rounds_begun(killed, start)), moments.uniform(0.0, 0.3))
+        process.kill()
+        process.wait()
+        if len(_adapters(killed)) == len(_adapters(undisturbed)):
+            break
+    assert _finish(_start(killed, cwd=tmp_path))[0] == 0
+    assert _adapters(killed) == _adapters(undisturbed)
+
+
+def _rounds_begun(job: TrainingJob, offset: int) -> list[int]:
+    return [event["round"] for event in read_events(job.run_folder, offset)[0] if event["event"] == "round"]
