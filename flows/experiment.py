@@ -9,7 +9,7 @@ from flows.config import RunConfig
 from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data
 from flows.settings import command_of
-from flows.train import run_id_of, train_adapters
+from flows.train import run_id_of, train_where_possible
 from storage.datasets import resolve
 from storage.runs import hardware, now, read_record, record_run, versions
 from storage.stages import Stage
@@ -28,7 +28,7 @@ def experiment(config: RunConfig) -> str:
     prepared = prepare_data(config)
     run_id = run_id_of(config, prepared)
     with _recorded(config, run_id) as facts:
-        trained = train_adapters(config, prepared, run_id)
+        trained = train_where_possible(config, prepared, run_id)
         judged = judge(config, prepared, trained)
         written, figures = report(config, prepared, trained, judged, facts)
         register(config, prepared, trained, judged, written, figures, facts)

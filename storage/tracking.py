@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def register_detector(run_id: str, folder: Path, tags: Mapping[str, str], layout
 
         client = _client(layout)
         mlflow.set_tracking_uri(tracking_uri(layout))
-        with mlflow.start_run(run_id=run_id):
+        # MLflow advises on type hints at length; what the detector takes and gives is written in its docstring.
+        with warnings.catch_warnings(action="ignore"), mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(name="detector", **pyfunc_arguments(folder))
         if not client.search_registered_models(f"name = '{DETECTOR}'"):
             client.create_registered_model(DETECTOR)
