@@ -96,7 +96,7 @@ def _unpack(path: Path, spec: DatasetSpec, into: Path, progress: Progress) -> No
     with _told_as_source_error(path):
         if path.is_dir():
             found = _copy_plain(_plain_files(path, spec), into, progress)
-        elif zipfile.is_zipfile(path):
+        elif _begins_with(path, b"PK\x03\x04"):
             found = _unzip(path, wanted, into, progress)
         else:
             with _decompressed(path) as stream:
@@ -104,8 +104,6 @@ def _unpack(path: Path, spec: DatasetSpec, into: Path, progress: Progress) -> No
                 stream.seek(0)
                 if head[_TAR_MAGIC] == b"ustar":
                     found = _untar(stream, wanted, into, progress)
-                elif head.startswith(b"PK\x03\x04"):
-                    raise zipfile.BadZipFile("no end record")
                 else:
                     found = _copy_log(stream, path, spec, into, progress)
     missing = wanted - found
@@ -126,17 +124,20 @@ def _told_as_source_error(path: Path) -> Iterator[None]:
         raise
 
 
+def _begins_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
 def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 @contextmanager
 def _decompressed(path: Path) -> Iterator[IO[bytes]]:
-    with path.open("rb") as file:
-        head = file.read(6)
     open_it: Callable[[Path], Any] = partial(open, mode="rb")
     for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
-        if head.startswith(magic):
+        if _begins_with(path, magic):
             open_it = opener
     with open_it(path) as stream:
         yield stream

@@ -1,5 +1,6 @@
 """Files fetched over HTTP: resumed where they broke off, retried with growing pauses, checked, and kept."""
 
+import fcntl
 import hashlib
 import http.client
 import json
@@ -60,13 +61,16 @@ def download(
     place = folder / hashlib.sha256(url.encode()).hexdigest()[:12]
     place.mkdir(parents=True, exist_ok=True)
     done, part = place / file_name(url), place / f"{file_name(url)}.part"
-    if done.exists() and not _wrong_checksum(done, sha256, md5):
-        return done
-    _fetch_with_patience(url, part, progress, patience or Patience())
-    if wrong := _wrong_checksum(part, sha256, md5):
-        part.unlink()
-        raise SourceError(f"{url} has {wrong}; the file was removed, check the address and the checksum.")
-    part.replace(done)
+    with (place / ".lock").open("w") as lock:
+        # Two runs that want the same file: the second waits and finds it there.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done.exists() and not _wrong_checksum(done, sha256, md5):
+            return done
+        _fetch_with_patience(url, part, progress, patience or Patience())
+        if wrong := _wrong_checksum(part, sha256, md5):
+            part.unlink()
+            raise SourceError(f"{url} has {wrong}; the file was removed, check the address and the checksum.")
+        part.replace(done)
     return done
 
 

@@ -1,8 +1,6 @@
 """Tokens: every distinct message once, and every window as the messages it is made of."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,135 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer
 
-from storage.errors import SourceError
+from storage.composer import Composer, TokenRule, Tokens, load_tokenizer, sequence_hash
 from storage.progress import Progress, silent
 from storage.tables import TableWriter, write_table
 
-CHECKED_SEQUENCES = 4000
-"""Distinct sequences whose composed tokens are held against those of the joined text; all, where there are no more."""
-
-CHECKED_LENGTH = 512
-"""Messages of a sequence that the check reads; far more than fit in a window's tokens."""
-
-CHECKED_MESSAGES = 100_000
-"""Distinct messages whose joints with the separator are checked on their own."""
-
 _WINDOWS_AT_ONCE = 1 << 15
 _U32 = npt.NDArray[np.uint32]
-
-
-class TokenRule(BaseModel):
-    """How a window becomes tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    separator: str = " ;-; "
-    """Text between messages; the paper writes `;-;`, its code puts blanks around it."""
-    max_tokens: int = Field(default=1024, gt=0)
-    """Tokens at which a window is cut off (1024 in the reference code); cut windows are counted."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A window's token ids, cut off at the most allowed, and where each message's own begin (with the blank before)."""
-
-    ids: _U32
-    starts: _U32
-    truncated: bool
-
-
-def load_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, without truncation or padding; raises SourceError where it cannot be read."""
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        reason = str(error).splitlines()[0]
-        raise SourceError(f"Cannot read the tokenizer {file}: {reason}; prepare the model again.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[_U32]:
-    """The token ids of texts, without special tokens."""
-    found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.uint32) for encoding in found]
-
-
-def sequence_hash(token_ids: _U32) -> str:
-    """The name of a token sequence: BLAKE2b, 16 bytes, over the ids as little-endian 32-bit numbers, in hex."""
-    return hashlib.blake2b(token_ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
-
-
-class Composer:
-    """Puts a window's tokens together from its messages' tokens.
-
-    tokens(m1 + separator + m2 ...) = first(m1) + tokens(separator without its last blanks) + next(m2) + ..., where
-    next(m) are the tokens of those blanks and m. Holds for byte-level BPE, whose words begin with their blank; `agrees`
-    checks it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, rule: TokenRule, texts: Sequence[str]) -> None:
-        self._tokenizer, self._rule, self._texts = tokenizer, rule, texts
-        head = rule.separator.rstrip(" ")
-        tail = rule.separator[len(head) :]
-        self.first = encode(tokenizer, texts)
-        self.next = encode(tokenizer, [tail + text for text in texts])
-        self._separator = encode(tokenizer, [head])[0]
-        self._tail = len(tail)
-
-    def compose(self, message_ids: Sequence[int], most: int | None = None) -> Tokens:
-        """The tokens of the messages joined by the separator, from the parts; reads no further than needed."""
-        most = self._rule.max_tokens if most is None else most
-        parts: list[_U32] = []
-        starts: list[int] = []
-        length = 0
-        for message in message_ids:
-            if parts:
-                parts.append(self._separator)
-                length += len(self._separator)
-            starts.append(length)
-            parts.append(self.next[message] if length else self.first[message])
-            length += len(parts[-1])
-            if length > most:
-                break
-        return _cut(np.concatenate(parts), np.array(starts, dtype=np.uint32), most)
-
-    def whole(self, message_ids: Sequence[int]) -> Tokens:
-        """The tokens of the joined text, read by the tokenizer as one."""
-        texts = [self._texts[message] for message in message_ids]
-        encoding = self._tokenizer.encode(self._rule.separator.join(texts), add_special_tokens=False)
-        lengths = np.array([len(text) + len(self._rule.separator) for text in texts])
-        begins = np.maximum(np.cumsum(lengths) - lengths - self._tail, 0)
-        ends = np.array([end for _, end in encoding.offsets])
-        return _cut(
-            np.array(encoding.ids, dtype=np.uint32),
-            np.searchsorted(ends, begins, side="right").astype(np.uint32),
-            self._rule.max_tokens,
-        )
-
-    def agrees(self, sequences: Sequence[_U32]) -> bool:
-        """Whether composed tokens equal those of the joined text: each message twice, and evenly drawn sequences."""
-        every = max(1, -(-len(sequences) // CHECKED_SEQUENCES))
-        doubled = [np.array([message, message], dtype=np.uint32) for message in range(len(self._texts))]
-        checked = [sequence[:CHECKED_LENGTH] for sequence in sequences[::every]] + doubled[:CHECKED_MESSAGES]
-        for start in range(0, len(checked), 256):
-            batch = checked[start : start + 256]
-            joined = encode(self._tokenizer, [self._joined(sequence) for sequence in batch])
-            for sequence, tokens in zip(batch, joined, strict=True):
-                if not np.array_equal(self.compose(sequence.tolist(), len(tokens) + 1).ids, tokens):
-                    return False
-        return True
-
-    def _joined(self, message_ids: _U32) -> str:
-        return self._rule.separator.join(self._texts[message] for message in message_ids)
-
-
-def _cut(ids: _U32, starts: _U32, most: int) -> Tokens:
-    return Tokens(ids[:most], starts[starts < most], len(ids) > most)
 
 
 def tokenize_windows(

@@ -149,3 +149,21 @@ def test_a_checksum_is_sixty_four_hexadecimal_digits() -> None:
 def test_a_description_survives_being_written_down(tmp_path: Path) -> None:
     for spec in (HDFS, resolve(_write(tmp_path))):
         assert type(spec).model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_the_documented_example_reads_the_documented_log(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "own-logs.md").read_text()
+    example, log = (part.split("```")[0].partition("\n")[2] for part in page.split("```")[1::2])
+    (tmp_path / "shop.toml").write_text(example)
+    (tmp_path / "shop.log").write_text(log)
+    (tmp_path / "orders.csv").write_text("order,label\n7,Anomaly\n")
+    spec = resolve(DatasetConfig(name=str(tmp_path / "shop.toml")))
+    for stage in ("download", "window", "mask"):
+        (tmp_path / stage).mkdir()
+    fetch(DatasetConfig(name=str(tmp_path / "shop.toml")), spec, tmp_path / "download", tmp_path)
+    raw = tmp_path / "download" / spec.raw_name
+    window_log(raw, spec, spec.window, None, tmp_path / "window")
+    mask_log(raw, tmp_path / "window", spec, spec.mask, tmp_path / "mask")
+    windows = pl.read_parquet(tmp_path / "window" / "windows.parquet")
+    assert windows.select("key", "label", "lines").rows() == [("7", 1, 2), ("8", None, 1)]
+    assert pl.read_parquet(tmp_path / "mask" / "messages.parquet").height == 2

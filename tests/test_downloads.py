@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -98,6 +99,13 @@ def test_a_file_arrives_whole_with_its_name_and_progress(server: tuple[str, Beha
 def test_a_second_download_asks_nothing(server: tuple[str, Behaviour], tmp_path: Path) -> None:
     download(server[0], tmp_path, SHA256)
     download(server[0], tmp_path, SHA256)
+    assert server[1].ranges == [None]
+
+
+def test_two_runs_at_once_fetch_a_file_once(server: tuple[str, Behaviour], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: download(server[0], tmp_path, SHA256), range(4)))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
     assert server[1].ranges == [None]
 
 

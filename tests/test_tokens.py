@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
 from storage.archives import fetch
+from storage.composer import Composer, load_tokenizer
 from storage.datasets import BGL, HDFS, DatasetConfig, DatasetSpec
 from storage.errors import SourceError
 from storage.log_formats import LogFormat
 from storage.masks import MaskRules, mask_log
-from storage.tokens import Composer, TokenRule, load_tokenizer, tokenize_windows
+from storage.tokens import TokenRule, tokenize_windows
 from storage.windows import WindowRule, window_log
 
 _PLAIN = DatasetSpec(

@@ -287,7 +287,7 @@ def test_a_missing_label_file_is_told(tmp_path: Path) -> None:
 
 
 def test_rejected_lines_keep_number_reason_and_text(tmp_path: Path) -> None:
-    lines = [
+    lines: list[str | bytes] = [
         _line(0, "id=1"),
         "no form",
         "",
