@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,7 @@ def test_a_job_killed_in_a_round_and_in_a_commit_ends_with_the_bytes_of_an_undis
     assert _finish(in_a_commit)[0] == -signal.SIGKILL
     left = {path.name.partition(".")[0] or path.name[:11] for path in (killed.run_folder / "rounds").iterdir()}
     assert left == {"round-0000", "round-0001", ".round-0002"}
+    save_job(replace(killed, concurrent_clients=2))  # how many train at a time must not matter either
     assert _finish(_start(killed, cwd=Path("/"))) == (0, "", "")
     assert _adapters(killed) == _adapters(undisturbed)
 
