@@ -1,11 +1,11 @@
 """What a running job tells the process that watches it: one JSON object a line in `progress.jsonl`.
 
-    started     rounds, committed: how many rounds are wanted, and how many were there before
-    round       round, clients (partition ids drawn), learning_rate
-    client      round, partition, done, total: steps of one client, told by itself
-    committed   the row of round.parquet, and `of`: the rounds wanted
-    finished    rounds
-    error       message: one line
+started     rounds, committed: how many rounds are wanted, and how many were there before
+round       round, clients (partition ids drawn), learning_rate
+client      round, partition, done, total: steps of one client, told by itself
+committed   the row of round.parquet, and `of`: the rounds wanted
+finished    rounds
+error       message: one line
 """
 
 import contextlib
