@@ -1,5 +1,6 @@
 """Raw log files, read as numbered lines in chunks, so that memory does not grow with the file."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,8 @@ from storage.progress import Progress, silent
 CHUNK_BYTES = 16 << 20
 """Big enough that the work on a chunk outweighs starting it, small enough that a few of them fit anywhere."""
 
-THREADS = 2
-"""Chunks in work at a time; Polars runs its own threads within each."""
+THREADS = min(4, max(2, os.cpu_count() or 2))
+"""Chunks in work at a time; each takes a few times its bytes in memory."""
 
 _ZEROED = bytes.maketrans(b"0123456789", b"0000000000")
 """In UTF-8 no byte of another character is a digit's."""
