@@ -1,5 +1,6 @@
 """How the replies of a round become the next adapter: weighted FedAvg, or as a value another of Flower's strategies."""
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,10 +153,14 @@ def _aggregated_by_flower(strategy: FedAvg, name: str, round_number: int, replie
         )
         for reply in replies
     ]
+    # Two of Flower's strategies collect garbage after each array; all that torch has loaded would be looked through.
+    gc.freeze()
     try:
         arrays, _ = strategy.aggregate_train(round_number, messages)
     except (AggregationError, InconsistentMessageReplies, ValueError, ZeroDivisionError) as error:
         raise FederationError(f"Round {round_number}: strategy {name} failed: {error}.") from error
+    finally:
+        gc.unfreeze()
     if arrays is None:
         raise FederationError(
             f"Round {round_number}: strategy {name} needs more than {len(replies)} replies; draw more clients a round."
