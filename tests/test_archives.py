@@ -120,7 +120,7 @@ def test_flipped_bits_are_told(kind: str, tmp_path: Path) -> None:
         _fetch(source, tmp_path / "stage")
 
 
-@pytest.mark.parametrize("inside", ["../../", "/tmp/", "a/../../b/"])
+@pytest.mark.parametrize("inside", ["../../", "/elsewhere/", "a/../../b/"])
 def test_an_archive_cannot_write_elsewhere(inside: str, tmp_path: Path) -> None:
     source = _tar(tmp_path / "x.tar.gz", "w:gz", inside)
     before = set(tmp_path.rglob("*"))
