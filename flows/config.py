@@ -1,5 +1,6 @@
 """A run as one frozen, typed value, composed of its parts' own configurations."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -102,7 +103,7 @@ class RunConfig(BaseModel):
         preset = given.get("preset", "paper")
         if preset not in PRESETS:
             raise ValueError(f"there is no preset {preset!r}; presets are {', '.join(PRESETS)}")
-        values = _merged(PRESETS[preset], given)
+        values = _merged(copy.deepcopy(PRESETS[preset]), given)
         for part in SEEDED:
             if isinstance(values.setdefault(part, {}), dict):
                 values[part].setdefault("seed", values.get("seed", 0))

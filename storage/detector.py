@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import polars as pl
 from mlflow.pyfunc import PythonModel
 
@@ -50,7 +51,7 @@ class Detector(PythonModel):
         self._adapter = folder / ADAPTER
         self._loaded: tuple[Any, Any] | None = None
 
-    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
+    def predict(self, context: object, model_input: list[str], params: dict[str, str] | None = None) -> pd.DataFrame:
         """One row a window (a pandas frame) of the raw lines: key, lines, score, threshold, anomalous."""
         return self.judge(list(model_input)).to_pandas()
 

@@ -1,0 +1,115 @@
+"""Deployments: what prefect.yaml names exists and fits, and a scheduled run goes through a real worker."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+
+from flows.config import RunConfig
+from flows.server import TemporaryServer, quiet_environment
+from storage.layout import Layout
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_a_deployment_names_a_flow_by_module_with_parameters_that_fit(deployment: dict[str, Any]) -> None:
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    assert isinstance(getattr(import_module(module), name), Flow)
+    RunConfig.model_validate(deployment["parameters"]["config"])
+
+
+def test_the_experiment_has_a_schedule_and_training_a_gpu_pool_and_a_cpu_pool() -> None:
+    pools = {(d["entrypoint"].split(".")[1], d["work_pool"]["name"]) for d in DEPLOYMENTS}
+    assert pools == {("experiment", "cpu"), ("train", "gpu"), ("train", "cpu")}
+    assert [d["schedules"] for d in DEPLOYMENTS if "schedules" in d] == [[{"cron": "0 3 * * *", "timezone": "UTC"}]]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The environment of a fresh Prefect server on this machine, and of what talks to it."""
+    layout = Layout(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(layout.prefect))
+    quiet_environment(layout)
+    started = TemporaryServer(layout)
+    started.wait()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    yield {**os.environ, "PATH": path, "PREFECT_API_URL": f"{started.address}/api", "ATALAIA_HOME": str(tmp_path)}
+    started.stop()
+
+
+def _prefect(environment: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        ["prefect", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.long
+def test_a_scheduled_experiment_runs_through_a_worker_and_registers_its_detector(
+    server: dict[str, str], tiny_model: Path
+) -> None:
+    for pool in ("cpu", "gpu"):
+        _prefect(server, "work-pool", "create", pool, "--type", "process")
+    _prefect(server, "deploy", "--all")
+    deployment = _post(server, "deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})[0]
+    small = {"model": {"name": str(tiny_model)}, "dataset": {"blocks": 300}, "federation": {"rounds": 1}}
+    schedule = {"schedule": {"interval": 3600, "anchor_date": _soon(20)}, "active": True}
+    schedule["parameters"] = {"config": {"preset": "demo", **small}}
+    _post(server, f"deployments/{deployment['id']}/schedules", [schedule])
+    worker = subprocess.Popen(
+        ["prefect", "worker", "start", "--pool", "cpu"], env=server, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
+    try:
+        run = _finished_run(server, deployment["id"])
+    finally:
+        worker.terminate()
+        worker.wait(timeout=60)
+    assert run["state_type"] == "COMPLETED", run["state"]
+    assert run["auto_scheduled"]
+    versions = list((Path(server["ATALAIA_HOME"]) / "stages" / "register").glob("*/version.json"))
+    assert [json.loads(path.read_text())["version"] for path in versions] == ["1"]
+
+
+def _soon(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+
+
+def _finished_run(environment: dict[str, str], deployment: str) -> dict[str, Any]:
+    wanted = {
+        "flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["COMPLETED", "FAILED"]}}}
+    }
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        if found := _post(environment, "flow_runs/filter", wanted):
+            return dict(found[0])
+        time.sleep(2)
+    raise AssertionError("no scheduled run finished in time")
+
+
+def _post(environment: dict[str, str], path: str, body: object) -> Any:  # noqa: ANN401
+    request = urllib.request.Request(
+        f"{environment['PREFECT_API_URL']}/{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)

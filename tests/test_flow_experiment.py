@@ -1,0 +1,130 @@
+"""The whole chain on a small simulated log with a tiny model: runs, reuses, reruns what must, and detects the same."""
+
+# ruff: noqa: F401, F811 (fixtures are imported, and named again as parameters)
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from prefect_session import endings, home, prefect_api
+
+from flows.cli import RUN
+from flows.config import RunConfig
+from storage.layout import Layout
+from storage.runs import list_runs
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api: None
+) -> tuple[RunConfig, str, Path]:
+    """A finished run: its configuration, its id and its home folder."""
+    from flows.experiment import experiment
+
+    config = _config(tiny_model)
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATALAIA_HOME", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return config, experiment(config), folder
+
+
+@pytest.fixture(autouse=True)
+def _same_home(finished: tuple[RunConfig, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATALAIA_HOME", str(finished[2]))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def _config(model: Path, **parts: Any) -> RunConfig:  # noqa: ANN401
+    small = {
+        "dataset": {"name": "hdfs-sim", "blocks": 400},
+        "federation": {"clients": 2, "fraction": 0.5, "rounds": 1},
+        "training": {"steps": 1, "batch_size": 4},
+        "model": {"name": str(model)},
+    }
+    return RunConfig.model_validate({"preset": "demo", **small, **parts})
+
+
+def test_a_second_run_reuses_every_stage(finished: tuple[RunConfig, str, Path], endings: list[tuple[str, str]]) -> None:
+    from flows.experiment import experiment
+
+    assert experiment(finished[0]) == finished[1]
+    assert endings == [(stage, "cached") for stage in RUN]
+
+
+def test_another_false_alarm_rate_trains_and_scores_nothing_again(
+    finished: tuple[RunConfig, str, Path],
+    tiny_model: Path,
+    endings: list[tuple[str, str]],
+) -> None:
+    from flows.evaluate import evaluate
+
+    evaluate(_config(tiny_model, detection={"false_alarm_rate": 0.05}))
+    ran = {stage for stage, how in endings if how == "ran"}
+    assert ran == {"evaluate", "explain"}
+
+
+def test_the_run_is_listed_with_every_column_of_the_design(finished: tuple[RunConfig, str, Path]) -> None:
+    [row] = [row for row in list_runs(Layout(finished[2])) if row["run_id"] == finished[1]]
+    assert row["status"] == "finished"
+    assert set(row["label_free"]) == {"f1", "precision", "recall", "false_alarm_rate", "threshold"}
+    assert row["bytes_up_per_client_round"] > 0
+    assert row["train_seconds"] > 0
+
+
+def test_the_run_folder_answers_queries(finished: tuple[RunConfig, str, Path]) -> None:
+    from storage.rounds import query
+
+    layout = Layout(finished[2])
+    assert query("SELECT count(*) AS n FROM rounds", layout)["n"].to_list() == [2]
+    scored = query("SELECT DISTINCT adapter_hash FROM scores", layout)
+    rounds = query("SELECT adapter_hash FROM rounds", layout)
+    assert set(scored["adapter_hash"]) == set(rounds["adapter_hash"])
+
+
+def test_the_registered_detector_scores_raw_lines_as_the_run_did(finished: tuple[RunConfig, str, Path]) -> None:
+    from storage.tracking import load_detector
+
+    stages = finished[2] / "stages"
+    [log] = stages.glob("download/*/HDFS.log")
+    [windows] = stages.glob("tokenize/*/windows.parquet")
+    known = pl.read_parquet(finished[2] / "runs" / finished[1] / "window_scores.parquet").drop_nulls("score")
+    expected = known.join(pl.read_parquet(windows).select("window_id", "key"), on="window_id").select("key", "score")
+    found = pl.from_pandas(load_detector().predict(log.read_text().splitlines()))
+    both = expected.join(found, on="key")
+    assert len(both) == len(expected) > 100
+    assert (both["score"] - both["score_right"]).abs().max() < 1e-4
+    assert (both["anomalous"] == (both["score_right"] > both["threshold"])).all()
+
+
+def test_no_result_that_leaves_the_stage_store_holds_a_raw_line(finished: tuple[RunConfig, str, Path]) -> None:
+    run = finished[2] / "runs" / finished[1]
+    texts = [path.read_text() for path in run.iterdir() if path.suffix in {".json", ".md", ".html", ".jsonl", ".log"}]
+    texts += [path.read_text() for path in (finished[2] / "mlflow").rglob("*.json")]
+    [log] = (finished[2] / "stages").glob("download/*/HDFS.log")
+    keys = {word for line in log.read_text().splitlines()[:2000] for word in line.split() if word.startswith("blk_")}
+    assert len(keys) > 50
+    assert not [key for key in keys if any(key in text for text in texts)]
+
+
+def test_tracking_has_every_round_and_a_challenger(finished: tuple[RunConfig, str, Path]) -> None:
+    from mlflow import MlflowClient
+
+    from storage.tracking import CHALLENGER, DETECTOR, tracking_uri
+
+    client = MlflowClient(tracking_uri(Layout(finished[2])))
+    version = client.get_model_version_by_alias(DETECTOR, CHALLENGER)
+    assert version.tags["run_id"] == finished[1]
+    losses = client.get_metric_history(version.run_id, "held_out_loss")
+    assert [metric.step for metric in losses] == [0, 1]
+    assert client.get_run(version.run_id).data.params["federation.rounds"] == "1"
+
+
+def test_the_detector_description_names_the_base_model_by_hash(finished: tuple[RunConfig, str, Path]) -> None:
+    [path] = (finished[2] / "stages").glob("register/*/detector/detector.json")
+    facts = json.loads(path.read_text())
+    card = json.loads(next((finished[2] / "models").glob("*/card.json")).read_text())
+    assert facts["model"]["sha256"] == card["weights_sha256"]
