@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from storage.errors import StorageError
 
 CARD = "card.json"
@@ -125,13 +127,17 @@ def _commit(temporary: Path, final: Path, name: str, key: str, counts: dict[str,
 
 @contextmanager
 def _told_as_storage_error(final: Path) -> Iterator[None]:
+    full = f"The disk is full: nothing was kept of {final.parent.name}; free some space and run again."
     try:
         yield
+    except pl.exceptions.PolarsError as error:
+        # Polars tells the system's errors by their text only.
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise StorageError(full) from error
+        raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise StorageError(
-                f"The disk is full: nothing was kept of {final.parent.name}; free some space and run again."
-            ) from error
+            raise StorageError(full) from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise StorageError(f"Cannot write {final}: {os.strerror(error.errno)}; check its permissions.") from error
         raise
