@@ -105,6 +105,8 @@ def _prepare_environment(job: TrainingJob) -> None:
         OMP_NUM_THREADS=str(job.threads),
         FLWR_TELEMETRY_ENABLED="0",
         RAY_USAGE_STATS_ENABLED="0",
+        # Ray would lower the priority of the clients, which are the ones that work.
+        RAY_worker_niceness="0",
         # Clients ask Ray for no GPU, so that its fractions need no tuning; without this it would hide the GPUs.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         HF_HUB_OFFLINE="1",
