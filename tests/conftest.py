@@ -27,6 +27,8 @@ def _real_logs(archive: str) -> Path:
     folder = Path(os.environ.get("ATALAIA_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     path = folder / archive
     if not path.is_file():
+        if os.environ.get("ATALAIA_REQUIRE_REAL_LOGS"):
+            pytest.fail(f"the real logs must be here, but {path} is not")
         pytest.skip(f"the real logs are not here ({path}); name their folder in ATALAIA_TEST_DATA")
     return path
 
