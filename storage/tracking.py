@@ -85,7 +85,9 @@ def register_detector(run_id: str, folder: Path, tags: Mapping[str, str], layout
             logged = mlflow.pyfunc.log_model(name="detector", **pyfunc_arguments(folder))
         if not client.search_registered_models(f"name = '{DETECTOR}'"):
             client.create_registered_model(DETECTOR)
-        made = client.create_model_version(DETECTOR, logged.model_uri, run_id, tags=dict(tags))
+        made = client.create_model_version(
+            DETECTOR, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id
+        )
         client.set_registered_model_alias(DETECTOR, CHALLENGER, made.version)
         return Version(DETECTOR, str(made.version), run_id, tracking_uri(layout))
 
@@ -102,6 +104,7 @@ def load_detector(name: str = f"models:/{DETECTOR}@{CHALLENGER}", layout: Layout
 def _client(layout: Layout | None) -> Any:  # noqa: ANN401 (mlflow.MlflowClient, imported late)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import logging
 
     from mlflow import MlflowClient
