@@ -93,7 +93,11 @@ class _Scorer:
     def scores(self, found: CommittedRound, sequences: pl.DataFrame, progress: Progress) -> tuple[pl.DataFrame, int]:
         """The score columns of each sequence, and how many sequences had to be computed."""
         known = self._known(found)
-        missing = sequences if known is None else sequences.join(known, on="sequence_hash", how="anti")
+        # Sequences that differ only beyond the truncation are the same tokens, and have one hash.
+        distinct = sequences.unique("sequence_hash", keep="first", maintain_order=True)
+        missing = (
+            distinct if known is None else distinct.join(known, on="sequence_hash", how="anti", maintain_order="left")
+        )
         if not missing.is_empty():
             fresh = self._compute(found, missing, progress)
             known = fresh if known is None else pl.concat([known, fresh])
