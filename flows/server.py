@@ -1,8 +1,6 @@
 """The Prefect server of a command: the one named by PREFECT_API_URL, else a temporary one of this process."""
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,11 +12,10 @@ from urllib.error import URLError
 
 from storage.errors import TrackingError
 from storage.layout import Layout
+from tasks.child_process import die_with_parent
 
 _PATIENCE = 120.0
 """Seconds to wait for the server: the first start creates its database, on a busy machine slowly."""
-_DIE_WITH_PARENT = 1
-"""prctl's PR_SET_PDEATHSIG."""
 
 
 def quiet_environment(layout: Layout) -> None:
@@ -61,7 +58,7 @@ class TemporaryServer:
                 stderr=log,
                 # Its own session: Ctrl-C must reach the flow first, which still has to record that it was cancelled.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def wait(self) -> None:
@@ -121,9 +118,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this child when its parent dies, even by SIGKILL (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)

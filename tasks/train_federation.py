@@ -21,6 +21,7 @@ from storage.events import read_events
 from storage.layout import current
 from storage.progress import Progress
 from storage.stages import NewStage, Stage
+from tasks.child_process import die_with_parent
 from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
 from tasks.stage_task import Retry, stage
@@ -110,6 +111,7 @@ def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
     try:
         yield process
