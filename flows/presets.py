@@ -5,14 +5,14 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "hdfs-2pct": {
-        "partition": {"clients": 8},
         "federation": {"clients": 8, "fraction": 0.25, "rounds": 6},
         "training": {"steps": 4, "batch_size": 16},
     },
+    # Few and small steps at a high rate: what two cores train and score in some minutes.
     "demo": {
-        "dataset": {"name": "hdfs-sim", "blocks": 1500},
+        "dataset": {"name": "hdfs-sim", "blocks": 1000},
         "federation": {"clients": 4, "fraction": 0.5, "rounds": 3},
-        "training": {"steps": 2, "batch_size": 8},
+        "training": {"steps": 2, "batch_size": 4, "learning_rate_max": 5e-3, "learning_rate_min": 1e-3},
         "scoring": {"scored_rounds": "last"},
     },
 }
