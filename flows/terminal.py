@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PLAIN_SECONDS = 15.0
 """Seconds between two lines about the same stage where the terminal cannot redraw a line."""
+_PAGE_WIDTH = 120
 _MARKS = {"cached": ("↺", "cyan"), "ran": ("✓", "green"), "failed": ("✗", "red")}
 
 
@@ -207,7 +208,7 @@ def show_report(run_id: str | None) -> None:
         raise DataError("There is no finished run yet; start one with `atalaia run demo`.")
     chosen = run_id or finished[-1]
     summary = summary_of(chosen)
-    console = Console()
+    console = _page()
     console.print(terminal_report(summary))
     console.print(f"[dim]The whole report: {current().run(chosen) / 'report.html'}[/dim]", soft_wrap=True)
 
@@ -222,7 +223,12 @@ def show_runs(found: list[dict[str, Any]]) -> None:
         free, rule = row["label_free"] or {}, row["best_rule"] or {}
         last = [_cell(free.get("f1")), f"{rule.get('name')} {_cell(rule.get('f1'))}" if rule else ""]
         table.add_row(*[_cell(row[name]) for name in columns], *last)
-    Console().print(table if found else "No runs yet; start one with `atalaia run demo`.")
+    _page().print(table if found else "No runs yet; start one with `atalaia run demo`.")
+
+
+def _page() -> Console:
+    """Standard output, as wide as the terminal, or wide enough for every table where it is a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else _PAGE_WIDTH, highlight=False)
 
 
 def _cell(value: object) -> str:
@@ -246,4 +252,4 @@ def show_query(sql: str | None, view: str | None) -> None:
     table = Table(*result.columns, box=None)
     for row in result.iter_rows():
         table.add_row(*[_cell(value) for value in row])
-    Console().print(table)
+    _page().print(table)
