@@ -7,21 +7,27 @@ from fl.metrics_table import Row
 from fl.scoring import SCORE_NAMES, SURPRISE_SCORES
 
 DEFAULT_SCORE = "max_token"
+FEWEST_ANOMALIES = 20
+"""Labelled anomalies of the validation split below which a choice among a dozen scores would follow chance."""
 _HOW = "by label-free F1, then average precision, on the labelled validation split"
 
 
 def choose_score(rows: Sequence[Row], score: str = "auto", k: int | None = None) -> tuple[str, int | None, str]:
     """The score to detect with, its K, and why: by label-free F1, then average precision, on the validation split.
 
-    `rows` are one round's metrics. The unaligned variant is for comparison only and is taken only when named.
+    `rows` are one round's metrics. With fewer than `FEWEST_ANOMALIES` to choose by, the default stands. The unaligned
+    variant is for comparison only and is taken only when named.
     """
     _check(score, k)
     judged = [row for row in rows if row["split"] == "validation" and row["population"] == "all"]
     judged = [row for row in judged if row["threshold_kind"] == "label_free" and row["f1"] is not None]
+    anomalies = max((row["anomalies"] for row in judged), default=0)
+    if score == "auto" and anomalies < FEWEST_ANOMALIES:
+        held = f"{anomalies or 'no'} labelled anomalies to choose by, {FEWEST_ANOMALIES} are needed"
+        return DEFAULT_SCORE, None, f"the default: the validation split has {held}"
     if score == "auto":
         best = _best([row for row in judged if row["score"] != "unaligned"])
-        if best is None:
-            return DEFAULT_SCORE, None, "the default: the validation split has no labelled anomalies to choose by"
+        assert best is not None, "rows with anomalies hold more than the unaligned variant"
         return best["score"], best["k"], f"chosen {_HOW}"
     if score in SURPRISE_SCORES or k is not None:
         return score, k, "as configured"

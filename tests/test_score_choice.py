@@ -10,7 +10,7 @@ from fl.score_choice import choose_score
 
 def _row(score: str, k: int | None, f1: float | None, precision: float = 0.5, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
     named = {"split": "validation", "population": "all", "threshold_kind": "label_free", "score": score, "k": k}
-    return {**named, "f1": f1, "average_precision": precision, **changes}
+    return {**named, "f1": f1, "average_precision": precision, "anomalies": 50 if f1 is not None else 0, **changes}
 
 
 def test_the_best_label_free_f1_on_validation_wins_and_average_precision_breaks_ties() -> None:
@@ -37,6 +37,13 @@ def test_without_labels_the_default_is_taken_and_the_reason_says_so() -> None:
         name, k, reason = choose_score(rows)
         assert (name, k) == ("max_token", None)
         assert "no labelled anomalies" in reason
+
+
+def test_a_handful_of_anomalies_decides_nothing() -> None:
+    rows = [_row("max_token", None, 0.2, anomalies=3), _row("top_k", 1, 1.0, 1.0, anomalies=3)]
+    name, k, reason = choose_score(rows)
+    assert (name, k) == ("max_token", None)
+    assert "has 3 labelled anomalies to choose by, 20 are needed" in reason
 
 
 def test_a_named_score_is_kept_and_only_its_k_is_chosen() -> None:
