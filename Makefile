@@ -35,8 +35,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# make bench ARCHIVE=HDFS_1.tar.gz
 bench: setup
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARCHIVE)
 
 # Needs PREFECT_API_URL, the address of a running Prefect server. A pool that is there already stays as it is.
 deploy: setup
