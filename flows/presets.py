@@ -16,8 +16,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "federation": {"clients": 4, "fraction": 0.5, "rounds": 3},
         "training": {"steps": 2, "batch_size": 4, "learning_rate_max": 5e-3, "learning_rate_min": 1e-3},
         "scoring": {"scored_rounds": "last"},
-        # Four or five labelled anomalies are too few to choose a score by.
-        "detection": {"score": "max_token"},
     },
 }
 """`paper`: the whole of HDFS, 50 clients, 50 rounds; `hdfs-2pct`: the 2 % sample on two cores; `demo`: minutes, no data
