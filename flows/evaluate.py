@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from flows.config import RunConfig, ScoringConfig
-from flows.prepare import Prepared, prepare_data
+from flows.prepare import Prepared, prepare_data, run_name
 from flows.train import run_id_of, train_adapters
 from storage.stages import Stage
 from tasks.explain_alerts import explain_alerts
@@ -22,7 +22,7 @@ class Judged:
     explained: Stage
 
 
-@flow(name="evaluate", persist_result=False)
+@flow(name="evaluate", flow_run_name=run_name, persist_result=False)
 def evaluate(config: RunConfig) -> dict[str, str]:
     """Prepare, train, score and judge; the folder of each stage."""
     prepared = prepare_data(config)

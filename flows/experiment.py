@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows.config import RunConfig
 from flows.evaluate import Judged, judge
-from flows.prepare import Prepared, prepare_data
+from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import command_of
 from flows.train import run_id_of, train_where_possible
 from storage.datasets import resolve
@@ -22,7 +22,7 @@ from tasks.report_results import fill_run_folder, report_results, show_on_run_pa
 from tasks.window_logs import reading_facts
 
 
-@flow(name="experiment", persist_result=False)
+@flow(name="experiment", flow_run_name=run_name, persist_result=False)
 def experiment(config: RunConfig) -> str:
     """Prepare, train, score, judge, report and register; the run's id."""
     prepared = prepare_data(config)

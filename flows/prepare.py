@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefect import flow
+from prefect import flow, runtime
 
 from flows.config import RunConfig
 from storage.archives import source_fingerprint
@@ -30,7 +30,14 @@ class Prepared:
     partition: Stage
 
 
-@flow(name="prepare", persist_result=False)
+def run_name() -> str:
+    """How a flow run is called in Prefect's pages: by its preset and what tells it from other runs of that preset."""
+    config = RunConfig.model_validate(runtime.flow_run.parameters["config"])
+    tuning = f"LoRA rank {config.tuning.rank}" if config.tuning.kind == "lora" else f"tuning {config.tuning.kind}"
+    return f"{config.preset}: {config.dataset.name}, {tuning}, seed {config.seed}"
+
+
+@flow(name="prepare", flow_run_name=run_name, persist_result=False)
 def prepare(config: RunConfig) -> dict[str, str]:
     """Download, window, mask, tokenize, split and partition; the folder of each stage."""
     prepared = prepare_data(config)

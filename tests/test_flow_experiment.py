@@ -123,6 +123,14 @@ def test_no_result_that_leaves_the_stage_store_holds_a_raw_line(finished: tuple[
     assert not [word for word in private if any(word in content for content in contents)]
 
 
+def test_a_run_is_called_by_what_it_is(finished: tuple[RunConfig, str, Path]) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        names = {run.name for run in client.read_flow_runs()}
+    assert "demo: hdfs-sim, LoRA rank 8, seed 0" in names
+
+
 def test_tracking_has_every_round_and_a_challenger(finished: tuple[RunConfig, str, Path]) -> None:
     from mlflow import MlflowClient
 
