@@ -12,16 +12,18 @@ from prefect.exceptions import ObjectNotFound
 
 from fl.errors import FederationError
 from flows.config import RunConfig
-from flows.prepare import Prepared, prepare_data
+from flows.prepare import Prepared, prepare_data, run_name
 from storage.stages import Stage
 from tasks.caching import plain
 from tasks.train_federation import train_federation
 
 GPU_POOL = "gpu"
-"""The work pool, and the deployment of `train` that runs in it."""
+"""The work pool of machines with a GPU."""
+GPU_DEPLOYMENT = "train/train"
+"""The deployment of this flow whose runs that pool takes, as prefect.yaml names it."""
 
 
-@flow(name="train", persist_result=False)
+@flow(name="train", flow_run_name=run_name, persist_result=False)
 def train(config: RunConfig) -> str:
     """Prepare the data and train; the folder of the trained rounds."""
     prepared = prepare_data(config)
@@ -41,7 +43,7 @@ def train_where_possible(config: RunConfig, prepared: Prepared, run_id: str) -> 
     """
     if runtime.deployment.id and online(GPU_POOL):
         parameters = {"config": config.model_dump(mode="json")}
-        run = cast(FlowRun, run_deployment(f"train/{GPU_POOL}", parameters=parameters))
+        run = cast(FlowRun, run_deployment(GPU_DEPLOYMENT, parameters=parameters))
         if run.state is None or not run.state.is_completed():
             raise FederationError(f"Training in the pool {GPU_POOL} ended as {run.state}; see its flow run {run.name}.")
     return train_adapters(config, prepared, run_id)

@@ -17,6 +17,7 @@ from prefect import Flow
 
 from flows.config import RunConfig
 from flows.server import TemporaryServer, quiet_environment
+from flows.train import GPU_DEPLOYMENT, GPU_POOL, train
 from storage.layout import Layout
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +32,22 @@ def test_a_deployment_names_a_flow_by_module_with_parameters_that_fit(deployment
 
 
 def test_the_experiment_has_a_schedule_and_training_a_gpu_pool_and_a_cpu_pool() -> None:
-    pools = {(d["entrypoint"].split(".")[1], d["work_pool"]["name"]) for d in DEPLOYMENTS}
-    assert pools == {("experiment", "cpu"), ("train", "gpu"), ("train", "cpu")}
-    assert [d["schedules"] for d in DEPLOYMENTS if "schedules" in d] == [[{"cron": "0 3 * * *", "timezone": "UTC"}]]
+    found = {d["name"]: (d["entrypoint"], d["work_pool"]["name"]) for d in DEPLOYMENTS}
+    assert found == {
+        "experiment": ("flows.experiment.experiment", "cpu"),
+        "train": ("flows.train.train", GPU_POOL),
+        "train-cpu": ("flows.train.train", "cpu"),
+    }
+    assert {d["name"]: d.get("schedules") for d in DEPLOYMENTS} == {
+        "experiment": [{"cron": "0 3 * * *", "timezone": "UTC"}],
+        "train": None,
+        "train-cpu": None,
+    }
+
+
+def test_an_experiment_hands_training_to_the_deployment_of_the_gpu_pool() -> None:
+    [deployment] = [d for d in DEPLOYMENTS if d["work_pool"]["name"] == GPU_POOL]
+    assert f"{train.name}/{deployment['name']}" == GPU_DEPLOYMENT
 
 
 @pytest.fixture
@@ -51,9 +65,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     started.stop()
 
 
-def _prefect(environment: dict[str, str], *arguments: str) -> str:
+@pytest.mark.long
+def test_make_deploy_brings_its_pools_to_a_fresh_server_and_may_run_again(server: dict[str, str]) -> None:
+    for _ in range(2):
+        _make_deploy(server)
+    pools = _post(server, "work_pools/filter", {})
+    assert {(pool["name"], pool["type"]) for pool in pools} == {("cpu", "process"), ("gpu", "process")}
+    assert {found["name"] for found in _post(server, "deployments/filter", {})} == {d["name"] for d in DEPLOYMENTS}
+
+
+def _make_deploy(environment: dict[str, str]) -> None:
+    """What `make deploy` does with the programs of this environment, without setting one up."""
     done = subprocess.run(
-        ["prefect", *arguments],
+        ["make", "deploy", "READY=", f"BIN={Path(sys.executable).parent}"],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -62,17 +86,14 @@ def _prefect(environment: dict[str, str], *arguments: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.long
 def test_a_scheduled_experiment_runs_through_a_worker_and_registers_its_detector(
     server: dict[str, str], tiny_model: Path
 ) -> None:
-    for pool in ("cpu", "gpu"):
-        _prefect(server, "work-pool", "create", pool, "--type", "process")
-    _prefect(server, "deploy", "--all")
-    deployment = _post(server, "deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})[0]
+    _make_deploy(server)
+    deployment = _post(server, "deployments/filter", {"deployments": {"name": {"any_": ["experiment"]}}})[0]
     small = {"model": {"name": str(tiny_model)}, "dataset": {"blocks": 300}, "federation": {"rounds": 1}}
     schedule = {"schedule": {"interval": 3600, "anchor_date": _soon(20)}, "active": True}
     schedule["parameters"] = {"config": {"preset": "demo", **small}}
