@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from tasks.progress import StageEvent, listening
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from flows.config import RunConfig
 
 _PLAIN_SECONDS = 15.0
 """Seconds between two lines about the same stage where the terminal cannot redraw a line."""
-_PAGE_WIDTH = 120
+_PAGE_WIDTH, _ENDLESS = 120, 100_000
+"""Columns of text, and at most those of a table, where there is no terminal."""
 _MARKS = {"cached": ("↺", "cyan"), "ran": ("✓", "green"), "failed": ("✗", "red")}
 
 
@@ -218,17 +222,31 @@ def show_runs(found: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     columns = ("run_id", "dataset", "tuning", "rank", "rounds", "seed", "status", "score", "auroc")
-    table = Table(*columns, "label-free F1", "best rule", box=None)
+    table = Table(box=None)
+    for name in (*columns, "label-free F1", "best rule"):
+        table.add_column(name, overflow="fold")
     for row in found:
         free, rule = row["label_free"] or {}, row["best_rule"] or {}
         last = [_cell(free.get("f1")), f"{rule.get('name')} {_cell(rule.get('f1'))}" if rule else ""]
         table.add_row(*[_cell(row[name]) for name in columns], *last)
-    _page().print(table if found else "No runs yet; start one with `atalaia run demo`.")
+    if found:
+        _print_table(table)
+    else:
+        _page().print("No runs yet; start one with `atalaia run demo`.")
 
 
 def _page() -> Console:
-    """Standard output, as wide as the terminal, or wide enough for every table where it is a file or a pipe."""
+    """Standard output, as wide as the terminal; files and pipes have a width of their own."""
     return Console(width=None if sys.stdout.isatty() else _PAGE_WIDTH, highlight=False)
+
+
+def _print_table(table: "Table") -> None:
+    """Print a table, a line a row where it goes to a file or a pipe, however long the lines."""
+    console = _page()
+    if not sys.stdout.isatty():
+        endless = console.options.update(max_width=_ENDLESS)
+        console.width = max(_PAGE_WIDTH, Measurement.get(console, endless, table).maximum)
+    console.print(table)
 
 
 def _cell(value: object) -> str:
@@ -249,7 +267,9 @@ def show_query(sql: str | None, view: str | None) -> None:
         return
     from rich.table import Table
 
-    table = Table(*result.columns, box=None)
+    table = Table(box=None)
+    for name in result.columns:
+        table.add_column(escape(name), overflow="fold")
     for row in result.iter_rows():
-        table.add_row(*[_cell(value) for value in row])
+        table.add_row(*[escape(_cell(value)) for value in row])
     _page().print(table)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from storage.report_tables import Cell, Table, cell_text, tables
-from storage.report_words import alert_title, fact_lines, machine_table, title
-from storage.summaries import Alert, Summary
+from storage.report_words import alert_title, alerts_note, fact_lines, machine_table, title, token_words
+from storage.summaries import Alert, Summary, SurprisingMessage
 from storage.verdicts import verdicts
 
 _BEFORE_FIGURES = 3
@@ -133,9 +133,15 @@ def _html_figures(figures: Mapping[str, Path]) -> str:
 
 
 def _html_alerts(alerts: Sequence[Alert]) -> str:
-    columns = ["message", "surprise (nats)", "masked text"]
+    columns = ["message", "beyond the usual", "surprise (nats)", "usually", "masked text", "most unusual token"]
     shown = [
-        html_table(Table(alert_title(alert), columns, [[m.position, m.surprise, m.text] for m in alert.messages]), "h3")
+        html_table(Table(alert_title(alert), columns, [_alert_row(alert, message) for message in alert.messages]), "h3")
         for alert in alerts
     ]
-    return "<h2>Most anomalous windows</h2>" + "".join(shown) if shown else ""
+    note = f'<p class="note">{html.escape(alerts_note(alerts))}</p>'
+    return "<h2>Most anomalous windows</h2>" + "".join(shown) + note if shown else ""
+
+
+def _alert_row(alert: Alert, message: SurprisingMessage) -> list[Cell]:
+    excess = message.token_excess if alert.by_token else message.excess
+    return [message.position, excess, message.surprise, message.usual, message.text, token_words(message)]

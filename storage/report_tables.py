@@ -27,6 +27,10 @@ class Table:
     columns: list[str]
     rows: list[list[Cell]]
     note: str = ""
+    short: tuple[str, ...] = ()
+    """The columns' names where room is scarce; they need a legend."""
+    legend: str = ""
+    """What the short names mean, for newcomers."""
 
     def right(self, column: int) -> bool:
         """Whether a column holds amounts, to be set flush right."""
@@ -84,7 +88,7 @@ def tables(summary: Summary) -> list[Table]:
 
 
 def detection_table(summary: Summary) -> Table:
-    """The tuned and the untouched model beside the simple rules, all without labels."""
+    """The models beside the simple rules, all without labels; only a trained model is called tuned."""
     found = summary.findings
     rounds = {row["round"]: row for row in found["rounds"]}
     columns = ["detector", "F1", "precision", "recall", "false alarms", "AUROC", "average precision", "loss"]
@@ -94,16 +98,33 @@ def detection_table(summary: Summary) -> Table:
     if 0 in rounds:
         rows.append(["untouched model", *_rates(rounds[0].get("label_free")), *_ranks(rounds[0])])
     rows += [[f"rule: {rule['rule']}", *_rates(rule), None, None, None] for rule in found["rules"]]
+    short = ("detector", "F1", "P", "R", "FAR", "AUROC", "AP", "loss")
+    return Table("Detection with a label-free threshold", columns, rows, _how_detected(found), short, _LEGEND)
+
+
+_LEGEND = (
+    "P, precision: share of alarms that are right. R, recall: share of anomalies that are found. F1: the balance of "
+    "both. FAR: share of normal windows flagged. AUROC, AP (average precision): how well the scores rank, 1 is best."
+)
+
+
+def _how_detected(found: dict[str, Any]) -> str:
+    """Which score decides and why, and where the threshold comes from."""
     calibration = found["splits"]["calibration"]["windows"]
     note = (
-        f"Test split at natural prevalence. Score: {score_name(found)} ({found['chosen']}). The models' threshold "
-        f"comes from {calibration:,} normal calibration windows, for {percent(found['false_alarm_rate'])} false "
-        "alarms. Loss: nats a token on the calibration windows, which training has not seen."
+        f"The score that decides is the {score_name(found)}: {_why(found['chosen'])}. The models' threshold comes from "
+        f"{calibration:,} normal calibration windows, for {percent(found['false_alarm_rate'])} false alarms. All test "
+        "windows, at natural prevalence. Loss: nats a token on the calibration windows, which training has not seen."
     )
     unchosen = found["without_labels"]
     if unchosen.get("f1") is not None and (unchosen["score"], None) != (found["score"], found["k"]):
         note += f" With the default score, {unchosen['score']}, no label is used at all: F1 {unchosen['f1']:.3f}."
-    return Table("Detection with a label-free threshold", columns, rows, note)
+    return note
+
+
+def _why(chosen: str) -> str:
+    """Why the score was taken, in a sentence's place."""
+    return chosen.replace("as configured", "the configuration names it (detection.score)", 1)
 
 
 def _rates(found: dict[str, Any] | None) -> list[Cell]:
@@ -126,7 +147,8 @@ def few_windows_table(summary: Summary) -> Table:
         f"Here they are fitted on {few['windows']:,} of them, drawn at random: means over {few['draws']} draws."
     )
     columns = ["detector", "F1", "precision", "recall", "false alarms"]
-    return Table("Simple rules that saw as little as the model", columns, rows, note)
+    short = ("detector", "F1", "P", "R", "FAR")
+    return Table("Simple rules that saw as little as the model", columns, rows, note, short)
 
 
 def threshold_table(summary: Summary) -> Table:
@@ -184,7 +206,9 @@ def kind_table(summary: Summary) -> Table:
         for row in summary.findings["recall_by_kind"]
     ]
     rule = (summary.findings["best_rule"] or {}).get("name", "best rule")
-    return Table("Recall by kind of failure", ["kind", "test windows", "model", f"rule: {rule}"], rows)
+    columns = ["kind", "test windows", "model", f"rule: {rule}"]
+    legend = f"Recall: share of the windows of a kind that are flagged, by the model and by the rule {rule}."
+    return Table("Recall by kind of failure", columns, rows, short=("kind", "windows", "model", "rule"), legend=legend)
 
 
 def paper_table(summary: Summary) -> Table:

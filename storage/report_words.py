@@ -1,15 +1,17 @@
 """The words of a report that are not in tables: its title, the facts of the run, and what an alert is."""
 
+from collections.abc import Sequence
+
 from storage.report_tables import Table, megabytes, seconds
-from storage.summaries import Alert, Summary
+from storage.summaries import END_OF_WINDOW, Alert, Summary, SurprisingMessage
 
 
 def title(summary: Summary) -> str:
     """The run in one line."""
     run = summary.run
-    tuning = (
-        f"LoRA rank {run.rank}" if run.tuning == "lora" else {"full": "full fine-tuning"}.get(run.tuning, "untouched")
-    )
+    tuned = summary.findings["round"] > 0
+    kinds = {"lora": f"LoRA rank {run.rank}", "full": "full fine-tuning"}
+    tuning = kinds.get(run.tuning, "untouched") if tuned else "untouched"
     return f"{run.dataset}, {run.model}, {tuning}, {run.split} split, seed {run.seed}"
 
 
@@ -21,6 +23,43 @@ def alert_title(alert: Alert) -> str:
     alike = f"; {alert.windows - 1:,} more like it" if alert.windows > 1 else ""
     lines = f"{alert.lines} lines{alike}"
     return f"window {alert.window_id}: score {alert.score:.3f}, {flagged}; truth: {truth}{kind}; {lines}"
+
+
+def excess_words(alert: Alert, message: SurprisingMessage) -> str:
+    """Nats beyond the usual, of a message or its most unusual token; in older reports the whole surprise."""
+    if not message.token:
+        return f"{message.surprise:.1f}"
+    return f"{message.token_excess if alert.by_token else message.excess:+.1f}"
+
+
+def token_words(message: SurprisingMessage) -> str:
+    """The token that was least expected, with its surprise, and what was expected there; empty in older reports."""
+    if not message.token:
+        return ""
+    usual = f", usually {message.token_usual:.1f}" if message.usual is not None else ", in none of the normal windows"
+    found, expected = _quoted(message.token), _quoted(message.expected)
+    instead = f", expected {expected}" if message.expected != message.token else ""
+    return f"{found} ({message.token_surprise:.1f} nats{usual}){instead}"
+
+
+def _quoted(token: str) -> str:
+    """A token as one would say it; a blank before a word is left out."""
+    if token == END_OF_WINDOW:
+        return token
+    return f'"{token.strip() or token}"'
+
+
+def alerts_note(alerts: Sequence[Alert]) -> str:
+    """How messages are ranked, and what "usual" is."""
+    if not any(message.token for alert in alerts for message in alert.messages):
+        return "Surprise of whole messages, in nats."
+    what = "a message's most unusual token" if alerts[0].by_token else "a whole message"
+    return (
+        f"Ranked by the surprise of {what} beyond the usual, in nats. Usual: the median of the same message in "
+        f"{alerts[0].compared_windows:,} normal calibration windows ({alerts[0].compared_sequences:,} distinct ones), "
+        "its first and its later places in a window apart, scored by the same model in the same call; messages that "
+        "these do not have count in full."
+    )
 
 
 def machine_table(summary: Summary) -> Table:
@@ -35,7 +74,8 @@ def fact_lines(summary: Summary) -> list[tuple[str, str]]:
     run, data, cost = summary.run, summary.data, summary.training
     known = "no labels" if data.anomalies is None else f"{data.anomalies:,} of them anomalous"
     contents = f"{data.messages:,} distinct masked messages, {data.distinct_windows:,} distinct windows"
-    size = f"{cost.full_parameters / 1e6:.1f} M parameters, {cost.trainable_parameters:,} trained"
+    trained = f"{cost.trainable_parameters:,} trained" if summary.findings["round"] > 0 else "untouched"
+    size = f"{cost.full_parameters / 1e6:.1f} M parameters, {trained}"
     return [
         ("Data", f"{data.lines:,} log lines in {data.windows:,} windows ({known}); {contents}"),
         ("Model", f"{run.model}, {size}"),

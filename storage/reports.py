@@ -10,8 +10,8 @@ from rich.text import Text
 
 from storage.report_html import html_report
 from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table, tables
-from storage.report_words import alert_title, fact_lines, machine_table, title
-from storage.summaries import Alert, Summary, save_summary
+from storage.report_words import alert_title, alerts_note, excess_words, fact_lines, machine_table, title, token_words
+from storage.summaries import Alert, Summary, SurprisingMessage, save_summary
 from storage.verdicts import verdicts
 
 _TEXT_WIDTH = 110
@@ -39,11 +39,20 @@ def markdown_report(summary: Summary) -> str:
 
 def markdown_alerts(summary: Summary) -> str:
     """The most anomalous windows with the messages that gave them away."""
+    if not summary.alerts:
+        return ""
     lines = ["### Most anomalous windows", ""]
     for number, alert in enumerate(summary.alerts, 1):
         lines.append(f"{number}. {alert_title(alert)}")
-        lines += [f"    - {m.surprise:.1f} nats, message {m.position}: `{m.text}`" for m in alert.messages]
-    return "\n".join([*lines, ""])
+        lines += [_markdown_message(alert, message) for message in alert.messages]
+    return "\n".join([*lines, "", alerts_note(summary.alerts), ""])
+
+
+def _markdown_message(alert: Alert, message: SurprisingMessage) -> str:
+    token = token_words(message)
+    return f"    - {excess_words(alert, message)} nats, message {message.position}: `{message.text}`" + (
+        f"; {token}" if token else ""
+    )
 
 
 def terminal_report(summary: Summary) -> RenderableType:
@@ -57,6 +66,7 @@ def terminal_report(summary: Summary) -> RenderableType:
     if summary.alerts:
         parts += [Text(), Text("The most anomalous test windows, and what gave them away", style="bold")]
         parts += [_rich_alert(number, alert) for number, alert in enumerate(summary.alerts, 1)]
+        parts.append(Text(alerts_note(summary.alerts), style="dim"))
     if summary.next_commands:
         parts += [Text(), Text("Next", style="bold"), *(Text(f"  {command}") for command in summary.next_commands)]
     return Group(*parts)
@@ -80,18 +90,24 @@ def _facts(summary: Summary) -> RichTable:
 
 
 def _rich_table(table: Table) -> RenderableType:
+    """The table with short headings and what they mean; where room is scarce names wrap, and numbers never."""
     made = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for index, column in enumerate(table.columns):
-        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for index, column in enumerate(table.short or table.columns):
+        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
     for row in table.rows:
         made.add_row(*map(cell_text, row))
-    return Group(made, Text(table.note, style="dim")) if table.note else made
+    return Group(made, *(Text(text, style="dim") for text in (table.legend, table.note) if text))
 
 
 def _rich_alert(number: int, alert: Alert) -> RenderableType:
-    grid = RichTable.grid(padding=(0, 2))
-    grid.add_column(justify="right")
+    grid = RichTable.grid(padding=(0, 1))
+    grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     for message in alert.messages:
-        grid.add_row(f"{message.surprise:.1f}", Text(message.text))
-    return Group(Text(f"  {number}. {alert_title(alert)}"), Padding(grid, (0, 0, 0, 5)))
+        token = token_words(message)
+        grid.add_row(excess_words(alert, message), Group(Text(message.text), *([Text(token, "dim")] if token else [])))
+    return Group(_indented(Text(f"{number}. {alert_title(alert)}"), 2), _indented(grid, 5))
+
+
+def _indented(part: RenderableType, columns: int) -> Padding:
+    return Padding(part, (0, 0, 0, columns))

@@ -3,7 +3,6 @@
 Masked text at most: a window is named by its number, never by its key or its raw lines.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from storage.errors import FormatError
 
 THRESHOLDS = ("label_free", "validated", "oracle")
-_END = "(the window ends here)"
+END_OF_WINDOW = "the end of the window"
+"""The end token in words."""
 _RATES = ("f1", "precision", "recall", "false_alarm_rate", "threshold")
 
 
@@ -109,20 +109,33 @@ class TrainingFacts(_Facts):
 
 
 class SurprisingMessage(_Facts):
-    """A masked message and how little the model expected it."""
+    """A masked message, how little the model expected it, and how little it usually does."""
 
     text: str
     surprise: float
     """Nats, summed over the message's tokens."""
     position: int
     """Place in the window, from 1."""
+    usual: float | None = None
+    """Nats of the same message in normal windows; none where the sample of them does not have it."""
+    token: str = ""
+    """The message's most unusual token."""
+    token_surprise: float = 0.0
+    """Nats."""
+    token_usual: float = 0.0
+    """Nats of the same token in normal windows; 0 where the sample does not have it."""
+    expected: str = ""
+    """What the model held for most probable in the token's place."""
 
+    @property
+    def excess(self) -> float:
+        """Nats beyond the usual."""
+        return self.surprise - (self.usual or 0.0)
 
-def surprising_messages(texts: Sequence[str], surprises: Sequence[float], count: int = 3) -> list[SurprisingMessage]:
-    """The `count` most surprising messages of a window; one surprise more than texts is that of the window's end."""
-    named = [*texts[: len(surprises)], *([_END] if len(surprises) > len(texts) else [])]
-    order = sorted(range(len(named)), key=lambda i: (-surprises[i], i))[:count]
-    return [SurprisingMessage(text=named[i], surprise=surprises[i], position=i + 1) for i in order]
+    @property
+    def token_excess(self) -> float:
+        """Nats of the most unusual token beyond its usual."""
+        return self.token_surprise - self.token_usual
 
 
 class Alert(_Facts):
@@ -140,7 +153,13 @@ class Alert(_Facts):
     """Test windows with the same messages."""
     lines: int
     messages: list[SurprisingMessage]
-    """The most surprising messages first."""
+    """The most unusual messages first; the window's end counts as one."""
+    by_token: bool = False
+    """Whether a message ranks by its most unusual token, as where the highest surprise of a token decides."""
+    compared_sequences: int = 0
+    """Distinct normal calibration windows that say what is usual."""
+    compared_windows: int = 0
+    """Calibration windows that these stand for."""
 
 
 class Summary(_Facts):

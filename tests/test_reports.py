@@ -24,7 +24,6 @@ from storage.summaries import (
     TrainingFacts,
     load_summary,
     run_row,
-    surprising_messages,
 )
 from storage.verdicts import headline, who_catches, with_few_windows
 
@@ -75,11 +74,24 @@ ALERT = Alert(
     flagged=True,
     windows=3,
     lines=2,
-    messages=[SurprisingMessage(text="Receiving block blk_<*> | [x]", surprise=9.31, position=2)],
+    messages=[
+        SurprisingMessage(
+            text="Receiving block blk_<*> | [x]",
+            surprise=9.31,
+            position=2,
+            usual=1.21,
+            token=" ask",
+            token_surprise=9.0,
+            token_usual=2.0,
+            expected=" Name",
+        )
+    ],
+    compared_sequences=12,
+    compared_windows=90,
 )
 
 
-def _findings(known: bool = True, noise: float = 0.0) -> dict[str, Any]:
+def _findings(known: bool = True, rounds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     sequence = generator.integers(0, 4, 400)
     split = np.repeat(["train", "calibration", "validation", "test"], 100)
@@ -89,11 +101,12 @@ def _findings(known: bool = True, noise: float = 0.0) -> dict[str, Any]:
     surprise = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 1.0])
     kind = np.array(["odd <kind>" if b else None for b in bad], dtype=object)
     flat, lengths = np.repeat(sequence, 2).astype(np.uint32), np.full(400, 2)
-    rounds = {
+    scores = {
         number: {"max_token": surprise[order], "top_1": 1 - surprise, "loss_sum": surprise, "loss_tokens": np.ones(6)}
         for number, order in ((0, generator.permutation(6)), (1, np.arange(6)))
+        if number in rounds
     }
-    return evaluate(Windows(sequence, split, label, flat, lengths, kind), rounds).findings
+    return evaluate(Windows(sequence, split, label, flat, lengths, kind), scores).findings
 
 
 def _summary(**changes: Any) -> Summary:  # noqa: ANN401
@@ -197,7 +210,7 @@ def test_the_terminal_tells_a_newcomer_everything_the_demo_promises() -> None:
         "loss",
         "odd <kind>",
         "window 17: score 2.500, flagged; truth: anomalous (write failed <at> beginning)",
-        "9.3  Receiving block blk_<*> | [x]",
+        "+8.1 Receiving block blk_<*> | [x]",
         "atalaia query --view rounds",
     ):
         assert told in text, told
@@ -263,9 +276,54 @@ def test_logs_without_labels_and_models_without_training_are_reported_as_such(dr
     assert title(summary).startswith("hdfs-sim, smollm2-135m-instruct, untouched")
 
 
-def test_the_most_surprising_messages_come_first_and_the_end_has_words() -> None:
-    found = surprising_messages(["a", "b"], [1.0, 5.0, 3.0], count=2)
-    assert [(m.text, m.surprise, m.position) for m in found] == [("b", 5.0, 2), ("(the window ends here)", 3.0, 3)]
+def test_each_unusual_message_tells_its_token_and_what_was_expected_there() -> None:
+    text = " ".join(terminal_text(_summary(), width=80).split())
+    assert '+8.1 Receiving block blk_<*> | [x] "ask" (9.0 nats, usually 2.0), expected "Name"' in text
+    assert "median of the same message in 90 normal calibration windows (12 distinct ones)" in text
+    by_token = ALERT.model_copy(update={"by_token": True})
+    assert "+7.0 Receiving block" in terminal_text(_summary(alerts=[by_token]))
+    assert '`Receiving block blk_<*> | [x]`; "ask" (9.0 nats' in markdown_report(_summary())
+    assert "expected &quot;Name&quot;" in html_report(_summary(), {})
+
+
+def test_reports_of_before_tell_the_surprise_alone() -> None:
+    old = SurprisingMessage(text="a message", surprise=9.31, position=2)
+    text = terminal_text(_summary(alerts=[ALERT.model_copy(update={"messages": [old]})]))
+    assert "9.3 a message\n" in text
+    assert "usual" not in text.split("what gave them away")[1]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_no_number_and_no_name_is_cut(width: int) -> None:
+    found = _findings()
+    worst = {"f1": 0.875, "precision": 0.778, "recall": 1.0, "false_alarm_rate": 0.2435}
+    found["rules"] = [{**rule, **worst} for rule in found["rules"]]
+    kind = "Delete a block that no longer exists on data node or anywhere else"
+    found["recall_by_kind"] = [{"kind": kind, "windows": 12_345, "recall": 0.125, "best_rule_recall": 0.875}]
+    text = terminal_text(_summary(findings=found), width)
+    assert "…" not in text
+    for rule in found["rules"]:
+        first, *_, last = f"rule: {rule['rule']}".split()
+        assert re.search(rf"{first} .*0\.875  0\.778  1\.000  24\.35 %", text)
+        assert last in text
+    assert re.search(r"12,345  0\.125  0\.875", text)
+
+
+def test_the_legend_explains_the_headings_and_the_score_with_its_reason() -> None:
+    text = " ".join(terminal_text(_summary(), width=80).split())
+    for told in ("P, precision:", "R, recall:", "FAR:", "AP (average precision)", "Loss:", "The score that decides is"):
+        assert told in text, told
+    assert _findings()["chosen"] in text
+    named = _summary(findings=_findings() | {"chosen": "as configured"})
+    assert "the configuration names it (detection.score)" in " ".join(terminal_text(named).split())
+
+
+def test_an_untouched_model_is_never_called_tuned() -> None:
+    summary = _summary(findings=_findings(rounds=(0,)))
+    for text in (terminal_text(summary), markdown_report(summary), html_report(summary, {})):
+        assert "tuned model" not in text.replace("fine-tuned model", "")
+        assert "untouched model" in text
+        assert "LoRA" not in text.split("\n### The same again")[0].split("<h2>The same again")[0]
 
 
 def test_cells_read_well() -> None:
