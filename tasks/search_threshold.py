@@ -1,13 +1,16 @@
 """Task: turn scores into a detector, and say how well it detects."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from fl.evaluation import evaluate
-from fl.metrics_table import UNKNOWN, Windows
+from fl.metrics_table import METRIC_TYPES, UNKNOWN, Windows
+from fl.rule_comparison import RULE_TYPES
+from storage.adapters import committed_rounds
 from storage.stages import NewStage, Stage
 from tasks.stage_task import stage
 
@@ -24,18 +27,32 @@ def search_threshold(
     k: int | None,
     false_alarm_rate: float,
     seed: int,
+    trained: Stage | None = None,
+    batch_size: int = 0,
 ) -> None:
-    """Find the three thresholds, and judge every scored round and the simple rules by the labels there are."""
+    """Find the three thresholds, and judge every scored round and the simple rules by the labels there are.
+
+    With `trained` and the windows of a training step, `batch_size`, the rules are also fitted on as few windows as the
+    model has seen.
+    """
     table = _windows_table(tokenized, split)
     rounds = {number: _columns(scored, number, table) for number in scored.counts["rounds"]}
-    found = evaluate(_windows(table), rounds, score, k, false_alarm_rate, seed=seed)
-    pl.DataFrame(found.metrics, infer_schema_length=None).write_parquet(new.path / "metrics.parquet")
-    pl.DataFrame(found.rules, infer_schema_length=None).write_parquet(new.path / "rules.parquet")
+    seen = trained_windows(Path(trained.path), batch_size) if trained else None
+    found = evaluate(_windows(table), rounds, score, k, false_alarm_rate, trained_windows=seen, seed=seed)
+    pl.DataFrame(found.metrics, schema=METRIC_TYPES).write_parquet(new.path / "metrics.parquet")
+    pl.DataFrame(found.rules, schema=RULE_TYPES).write_parquet(new.path / "rules.parquet")
     kept = ["window_id", "sequence_hash", "split", "label", "kind"]
     scores = pl.Series("score", found.window_scores, nan_to_null=True)
     table.select(kept).with_columns(scores).write_parquet(new.path / "window_scores.parquet")
     (new.path / "findings.json").write_text(json.dumps(found.findings, indent=1))
     new.counts |= _counts(found.findings)
+
+
+def trained_windows(run_folder: Path, batch_size: int) -> int:
+    """How many windows the model can have seen: each client's batches, but no more than its share holds."""
+    clients = pl.concat([pl.read_parquet(found.folder / "clients.parquet") for found in committed_rounds(run_folder)])
+    drawn = clients.group_by("partition").agg(pl.col("steps").sum() * batch_size, pl.col("examples").max())
+    return int(drawn.select(pl.min_horizontal("steps", "examples").sum()).item())
 
 
 def _windows_table(tokenized: Stage, split: Stage) -> pl.DataFrame:
