@@ -6,8 +6,8 @@
     ├── StorageError    a stage could not be written (disk full, no permission)
     └── TrackingError   the tracking server cannot be reached or refuses
 
-Every message is one line that says what happened and what to do next. The library raises; the command line prints it and
-ends with status 2.
+Every message is one line that says what happened and what to do next. The library raises; the command line prints it
+and ends with status 2.
 """
 
 
