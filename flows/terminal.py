@@ -22,6 +22,8 @@ _PLAIN_SECONDS = 15.0
 """Seconds between two lines about the same stage where the terminal cannot redraw a line."""
 _PAGE_WIDTH, _ENDLESS = 120, 100_000
 """Columns of text, and at most those of a table, where there is no terminal."""
+_WIDE = 100
+"""Columns from which tables are set wider apart."""
 _MARKS = {"cached": ("↺", "cyan"), "ran": ("✓", "green"), "failed": ("✗", "red")}
 
 
@@ -217,18 +219,22 @@ def show_report(run_id: str | None) -> None:
     console.print(f"[dim]The whole report: {current().run(chosen) / 'report.html'}[/dim]", soft_wrap=True)
 
 
+_WORDS = {"dataset", "tuning", "score"}
+"""Columns of the runs' table that may wrap where a terminal is narrow; numbers and names to type must not."""
+
+
 def show_runs(found: list[dict[str, Any]]) -> None:
-    """Print the runs as a table, newest last."""
+    """Print the runs as a table, newest last, with the label-free F1 of the model and of the best simple rule."""
     from rich.table import Table
 
-    columns = ("run_id", "dataset", "tuning", "rank", "rounds", "seed", "status", "score", "auroc")
-    table = Table(box=None)
-    for name in (*columns, "label-free F1", "best rule"):
-        table.add_column(name, overflow="fold")
+    table = Table(box=None, padding=(0, 2 if _page().width >= _WIDE else 1, 0, 0))
+    for name in ("run_id", "dataset", "tuning", "rounds", "seed", "status", "score", "AUROC", "F1", "rule F1"):
+        table.add_column(name, no_wrap=name not in _WORDS, overflow="fold")
     for row in found:
-        free, rule = row["label_free"] or {}, row["best_rule"] or {}
-        last = [_cell(free.get("f1")), f"{rule.get('name')} {_cell(rule.get('f1'))}" if rule else ""]
-        table.add_row(*[_cell(row[name]) for name in columns], *last)
+        tuning = f"{row['tuning']} {_cell(row['rank'])}".strip()
+        facts = [row["run_id"], row["dataset"], tuning, row["rounds"], row["seed"], row["status"], row["score"]]
+        rates = [row["auroc"], (row["label_free"] or {}).get("f1"), (row["best_rule"] or {}).get("f1")]
+        table.add_row(*map(_cell, [*facts, *rates]))
     if found:
         _print_table(table)
     else:
