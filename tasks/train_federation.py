@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.adapter import Tuning
-from fl.errors import FederationError
+from fl.errors import FederationError, LostClients
 from fl.federation import Federation, TrainingJob, save_job
 from fl.local_training import LocalTraining
 from storage.adapters import committed_rounds
@@ -36,7 +36,7 @@ class JobDied(FederationError):
     """The training job ended without saying why: killed, or out of memory."""
 
 
-@stage("train", modules=("fl.simulation",), unkeyed=("run_id",), retry=Retry((JobDied,), times=2))
+@stage("train", modules=("fl.simulation",), unkeyed=("run_id",), retry=Retry((JobDied, LostClients), times=2))
 def train_federation(
     new: NewStage,
     model: Stage,
@@ -81,7 +81,7 @@ def _counts(folder: Path) -> dict[str, Any]:
 
 
 def _run_job(folder: Path, progress: Progress) -> None:
-    """Run the job of a run folder to its end. Raises JobDied where a retry can help, else FederationError."""
+    """Run a run folder's job to its end. Raises JobDied or LostClients where a retry can help, else FederationError."""
     _, offset = read_events(folder)
     with _child(folder) as process:
         state = _JobState()
@@ -94,9 +94,17 @@ def _run_job(folder: Path, progress: Progress) -> None:
                 progress(*state.done_total_note())
     if process.returncode == 0:
         return
-    with suppress(OSError, ValueError):
-        raise FederationError(json.loads((folder / "error.json").read_text())["message"])
-    raise JobDied(f"The training job ended with status {process.returncode}; its log is {folder / 'simulation.log'}.")
+    raise _failure(folder, process.returncode)
+
+
+def _failure(folder: Path, status: int) -> FederationError:
+    """Why a job ended with a status other than 0: what it told, or that it told nothing."""
+    try:
+        told = json.loads((folder / "error.json").read_text())
+    except (OSError, ValueError):
+        return JobDied(f"The training job ended with status {status}; its log is {folder / 'simulation.log'}.")
+    kind = LostClients if told["error"] == LostClients.__name__ else FederationError
+    return kind(told["message"])
 
 
 @contextmanager
