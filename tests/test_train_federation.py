@@ -42,8 +42,9 @@ def training(model: str, partition: Stage) -> Stage:
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the processes are found in /proc")
-@pytest.mark.parametrize("victim", ["job", pytest.param("client", marks=pytest.mark.long)])
+@pytest.mark.parametrize("victim", ["job", "client"])
 def test_training_whose_job_or_client_is_killed_in_a_round_is_retried_and_goes_on_after_the_last_committed_round(
     victim: str, tiny_model: Path, prefect_api: None, home: Path, endings: list[tuple[str, str]]
 ) -> None:
