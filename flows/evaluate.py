@@ -40,7 +40,15 @@ def judge(config: RunConfig, prepared: Prepared, trained: Stage) -> Judged:
         model, data, prepared.split, trained, config.tuning, seed, rounds, config.scoring.ks, *loading
     )
     evaluated = search_threshold(
-        data, prepared.split, scored, detection.score, detection.k, detection.false_alarm_rate, config.seed
+        data,
+        prepared.split,
+        scored,
+        detection.score,
+        detection.k,
+        detection.false_alarm_rate,
+        config.seed,
+        trained,
+        config.training.batch_size,
     )
     explained = explain_alerts(model, data, trained, evaluated, config.tuning, seed, *loading)
     return Judged(scored, evaluated, explained)

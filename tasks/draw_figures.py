@@ -69,7 +69,8 @@ def _of_scores(folder: Path, evaluated: Stage, findings: dict[str, Any]) -> list
     precision, recall = rank(scores[known], labels[known]).precision_recall
     points = {kind: _point(findings[kind]) for kind in thresholds}
     rules = {row["rule"]: _point(row) for row in findings["rules"]}
-    curves = {"tuned model": Curve(recall.tolist(), precision.tolist())}
+    model = "tuned model" if findings["round"] > 0 else "untouched model"
+    curves = {model: Curve(recall.tolist(), precision.tolist())}
     path = folder / "precision_recall"
     return [*pictures, precision_recall(curves, points, rules, findings["prevalence"], path)]
 
