@@ -95,7 +95,7 @@ def _commit_untouched(job: TrainingJob) -> None:
 def _prepare_environment(job: TrainingJob) -> None:
     """Set what Flower, Ray and the clients read from the environment, some of it only when they are imported."""
     # Threads that wait must not spin: beside any other busy process that makes training several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.update(
         ATALAIA_RUN_FOLDER=str(job.run_folder),
         ATALAIA_SHARES_FOLDER=str(job.shares_folder.resolve()),

@@ -11,10 +11,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Few and small steps at a high rate: what two cores train and score in some minutes.
     "demo": {
-        "dataset": {"name": "hdfs-sim", "blocks": 1000},
+        "dataset": {"name": "hdfs-sim", "blocks": 700},
         "split": {"train": 0.45, "calibration": 0.15, "validation": 0.1, "test": 0.3},
         "federation": {"clients": 4, "fraction": 0.5, "rounds": 3},
-        "training": {"steps": 2, "batch_size": 4, "learning_rate_max": 5e-3, "learning_rate_min": 1e-3},
+        "training": {
+            "steps": 2,
+            "batch_size": 4,
+            "memory_budget_mb": 1500,
+            "learning_rate_max": 5e-3,
+            "learning_rate_min": 1e-3,
+        },
         "scoring": {"scored_rounds": "last"},
     },
 }

@@ -29,8 +29,8 @@ def quiet_environment(layout: Layout) -> None:
         "FLWR_TELEMETRY_ENABLED": "0",
         "DISABLE_MLFLOW_INTEGRATION": "TRUE",
         "TOKENIZERS_PARALLELISM": "false",
-        # Before torch is imported: threads that spin while they wait take the cores from whatever else is busy.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        # Before torch is imported: threads that spin for long while they wait take the cores from whatever else is busy.
+        "GOMP_SPINCOUNT": "20000",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

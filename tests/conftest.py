@@ -11,8 +11,8 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-# Before anything imports torch: on a busy machine, threads that spin while they wait take the cores from the others.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before anything imports torch: on a busy machine, threads that spin for long take the cores from the others.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _LINES = [
