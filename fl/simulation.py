@@ -94,7 +94,7 @@ def _commit_untouched(job: TrainingJob) -> None:
 
 def _prepare_environment(job: TrainingJob) -> None:
     """Set what Flower, Ray and the clients read from the environment, some of it only when they are imported."""
-    # Threads that wait must not spin: beside any other busy process that makes training several times slower.
+    # Threads that wait must not spin for long: beside other busy processes training gets several times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.update(
         ATALAIA_RUN_FOLDER=str(job.run_folder),

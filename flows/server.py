@@ -29,7 +29,7 @@ def quiet_environment(layout: Layout) -> None:
         "FLWR_TELEMETRY_ENABLED": "0",
         "DISABLE_MLFLOW_INTEGRATION": "TRUE",
         "TOKENIZERS_PARALLELISM": "false",
-        # Before torch is imported: threads that spin for long while they wait take the cores from whatever else is busy.
+        # Before torch is imported: threads that spin for long take the cores from whatever else is busy.
         "GOMP_SPINCOUNT": "20000",
     }
     for name, value in defaults.items():
