@@ -1,8 +1,15 @@
 """Base models: the embedded one, local directories, and 4-bit and 8-bit layers that really run."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +19,8 @@ from fl.adapter import Tuning, adapter_arrays, attach_adapter
 from fl.errors import DeviceError, ModelError
 from fl.local_training import LocalTraining, train_locally
 from fl.model import EMBEDDED, load_model, prepare_model
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.weights
@@ -59,6 +68,70 @@ def test_a_model_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ModelError, match=EMBEDDED) as caught:
         prepare_model("nobody/no-such-model", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as a download needs: a model's file list, and its files."""
+
+    folder: Path
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        _, _, name = self.path.partition("/resolve/main/")
+        name = name or self.path.partition(f"/resolve/{'0' * 40}/")[2]
+        if name:
+            self.asked.append(name)
+            self._send((self.folder / name).read_bytes(), body)
+        elif self.path.startswith("/api/models/tiny/llama/tree/"):
+            sizes = {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())}
+            tree = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()]
+            self._send(json.dumps(tree).encode(), body)
+        elif self.path.startswith("/api/models/tiny/llama"):
+            files = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
+            self._send(json.dumps({"id": "tiny/llama", "sha": "0" * 40, "siblings": files}).encode(), body)
+        else:
+            self.send_error(404)
+
+    def _send(self, data: bytes, body: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_a_model_is_downloaded_from_a_hub_without_its_pickles(tiny_model: Path, tmp_path: Path) -> None:
+    _Hub.folder = tmp_path / "hub"
+    shutil.copytree(tiny_model, _Hub.folder)
+    (_Hub.folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # The hub's address is read when its library is imported, so the download runs in a process of its own.
+    ask = "import pathlib, sys, fl.model; fl.model.prepare_model('tiny/llama', pathlib.Path(sys.argv[1]))"
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {**os.environ, **hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    try:
+        subprocess.run([sys.executable, "-c", ask, str(tmp_path / "models")], env=environment, check=True, cwd=ROOT)
+    finally:
+        server.shutdown()
+    [folder] = (tmp_path / "models").iterdir()
+    assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
+    assert json.loads((folder / "card.json").read_text())["source"] == "huggingface.co/tiny/llama"
+    assert "pytorch_model.bin" not in _Hub.asked
+    load_model.cache_clear()
+    assert load_model(folder).end_token_id == 0
 
 
 def test_a_folder_without_a_model_and_an_unknown_quantization_are_named(tiny_model: Path, tmp_path: Path) -> None:
