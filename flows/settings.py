@@ -111,9 +111,9 @@ def _unknown(key: str, known: Mapping[str, Any]) -> str:
         return f"There is no setting {key!r}; settings are {', '.join(below)}."
     names = {path.rpartition(".")[2]: path for path in known} | {path: path for path in known}
     near = dict.fromkeys(names[name] for name in difflib.get_close_matches(key, names, n=4))
-    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    guess = f"; did you mean {' or '.join(near)}?" if near else "."
     parts = ", ".join(dict.fromkeys(path.split(".")[0] for path in known))
-    return f"There is no setting {key!r}; {guess}Settings belong to {parts}; `atalaia settings` lists them all."
+    return f"There is no setting {key!r}{guess} Settings belong to {parts}; `atalaia settings` lists them all."
 
 
 def _parsed(text: str, hint: Any) -> Any:  # noqa: ANN401
