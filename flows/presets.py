@@ -11,7 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Few and small steps at a high rate: what two cores train and score in some minutes.
     "demo": {
-        "dataset": {"name": "hdfs-sim", "blocks": 700},
+        "dataset": {"name": "hdfs-sim", "blocks": 600},
         "split": {"train": 0.45, "calibration": 0.15, "validation": 0.1, "test": 0.3},
         "federation": {"clients": 4, "fraction": 0.5, "rounds": 3},
         "training": {
