@@ -23,7 +23,8 @@ def choose_score(rows: Sequence[Row], score: str = "auto", k: int | None = None)
     judged = [row for row in judged if row["threshold_kind"] == "label_free" and row["f1"] is not None]
     anomalies = max((row["anomalies"] for row in judged), default=0)
     if score == "auto" and anomalies < FEWEST_ANOMALIES:
-        held = f"{anomalies or 'no'} labelled anomalies to choose by, {FEWEST_ANOMALIES} are needed"
+        counted = "1 labelled anomaly" if anomalies == 1 else f"{anomalies or 'no'} labelled anomalies"
+        held = f"{counted} to choose by, {FEWEST_ANOMALIES} are needed"
         return DEFAULT_SCORE, None, f"the default: the validation split has {held}"
     if score == "auto":
         best = _best([row for row in judged if row["score"] != "unaligned"])
