@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fl.errors import DeviceError, LearningError
 from fl.model import LoadedModel
-from fl.prefix_tree import Pack, build_tree, cut_packs
+from fl.prefix_tree import Pack, build_tree, cut_packs, edge_slices
 from fl.tree_attention import hidden_states, output_head, tree_attention
 
 Tell = Callable[[float, float | None, str], None]
@@ -172,16 +172,10 @@ def _backward(model: Any, pack: Pack, predicted: int) -> float:  # noqa: ANN401
     head = output_head(model)
     ends = hidden.detach().requires_grad_()
     # Through a whole tied head (full fine-tuning) the weight gathers its gradient slice by slice as well.
-    order = np.argsort(pack.edge_source, kind="stable")
-    sources, first = np.unique(pack.edge_source[order], return_index=True)
-    bounds = np.append(first, len(order))
     loss = 0.0
-    for begin in range(0, len(sources), _LOGIT_ROWS):
-        end = min(begin + _LOGIT_ROWS, len(sources))
-        edges = order[bounds[begin] : bounds[end]]
-        rows = np.repeat(np.arange(end - begin), np.diff(bounds[begin : end + 1]))
+    for sources, edges, rows in edge_slices(pack, _LOGIT_ROWS):
         part = _weighted_loss(
-            head(ends[_on(hidden, sources[begin:end])]),
+            head(ends[_on(hidden, sources)]),
             _on(hidden, rows),
             _on(hidden, pack.edge_target[edges]),
             _on(hidden, pack.edge_weights[edges] / predicted).float(),

@@ -185,6 +185,20 @@ def _make_pack(tree: PrefixTree, first: int, last: int, place: Ints) -> Pack:
     )
 
 
+def edge_slices(pack: Pack, rows: int) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """The pack's edges by the node they leave, `rows` nodes at a time.
+
+    Gives those nodes, the places of their edges in the pack's edge arrays, and for each edge the row of its node.
+    """
+    order = np.argsort(pack.edge_source, kind="stable")
+    sources, first = np.unique(pack.edge_source[order], return_index=True)
+    bounds = np.append(first, len(order))
+    for begin in range(0, len(sources), rows):
+        end = min(begin + rows, len(sources))
+        counts = np.diff(bounds[begin : end + 1])
+        yield sources[begin:end], order[bounds[begin] : bounds[end]], np.repeat(np.arange(end - begin), counts)
+
+
 def ancestor_mask(pack: Pack) -> np.ndarray:
     """A (T, T) boolean matrix: whether the row's token may attend to the column's, that is, to itself and its path."""
     size = len(pack.token_ids)

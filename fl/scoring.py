@@ -14,7 +14,7 @@ import torch
 
 from fl.errors import ScoreError
 from fl.model import LoadedModel
-from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs
+from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs, edge_slices
 from fl.tree_attention import hidden_states, output_head, tree_attention
 
 Tell = Callable[[float, float | None, str], None]
@@ -93,15 +93,10 @@ def _score_pack(
     """Edges of a pack with rank, log-probability and best predictions, a slice of logits at a time."""
     hidden = hidden_states(model, pack)
     head = output_head(model)
-    order = np.argsort(pack.edge_source, kind="stable")
-    sources, first = np.unique(pack.edge_source[order], return_index=True)
-    bounds = np.append(first, len(order))
-    for begin in range(0, len(sources), _LOGIT_ROWS):
-        end = min(begin + _LOGIT_ROWS, len(sources))
-        edges = order[bounds[begin] : bounds[end]]
-        rows = torch.from_numpy(np.repeat(np.arange(end - begin), np.diff(bounds[begin : end + 1]))).to(hidden.device)
+    for sources, edges, row_of_edge in edge_slices(pack, _LOGIT_ROWS):
+        rows = torch.from_numpy(row_of_edge).to(hidden.device)
         target = torch.from_numpy(pack.edge_target[edges]).to(hidden.device)
-        logits = head(hidden[torch.from_numpy(sources[begin:end]).to(hidden.device)]).float()
+        logits = head(hidden[torch.from_numpy(sources).to(hidden.device)]).float()
         true = logits[rows, target]
         # A comparison per edge, not per row: tokens that leave the same prefix have ranks of their own.
         rank = torch.stack([(logits[row] > value).sum() for row, value in zip(rows.tolist(), true, strict=True)])
