@@ -1,33 +1,14 @@
-"""The detector as an MLflow model from code: raw log lines in, judged windows out.
-
-A detector's folder holds `adapter.safetensors`, `detector.json` (everything that decides: base model by name and hash,
-tuning, score, K, threshold, log format, window rule, masks, token rule) and `calibration_scores.parquet`.
-"""
+"""The detector as an MLflow model from code: raw log lines in, judged windows out; storage/judging.py does the work."""
 
 import json
-import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
-import polars as pl
 from mlflow.pyfunc import PythonModel
 
-from storage.datasets import DatasetSpec
-from storage.errors import DataError
-from storage.layout import current
-from storage.masks import MaskRules, mask_log
-from storage.tokens import TokenRule, tokenize_windows
-from storage.windows import WindowRule, window_log
-
-FACTS = "detector.json"
-ADAPTER = "adapter.safetensors"
-CALIBRATION = "calibration_scores.parquet"
-_MOST_REJECTED = 1.0
-"""Lines that do not parse never stop detection: they are nobody's window."""
+from storage.judging import FACTS, Judge
 
 
 def pyfunc_arguments(folder: Path) -> dict[str, Any]:
@@ -46,79 +27,11 @@ class Detector(PythonModel):
 
     def load_context(self, context: Any) -> None:  # noqa: ANN401 (named as MLflow wants it)
         """Read what the detector consists of; the model itself is loaded with the first lines."""
-        folder = Path(next(iter(context.artifacts.values()))).parent
-        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
-        self._adapter = folder / ADAPTER
-        self._loaded: tuple[Any, Any] | None = None
+        self.judge = Judge(Path(next(iter(context.artifacts.values()))).parent)
 
     def predict(self, context: object, model_input: list[str], params: dict[str, str] | None = None) -> pd.DataFrame:
         """One row a window (a pandas frame) of the raw lines: key, lines, score, threshold, anomalous."""
-        return self.judge(list(model_input)).to_pandas()
-
-    def judge(self, lines: list[str]) -> pl.DataFrame:
-        """The windows that raw lines make, each with its score; raises DataError where they make none."""
-        if not lines:
-            raise DataError("There are no lines to judge; give at least one.")
-        with tempfile.TemporaryDirectory() as folder:
-            windows, sequences = self._prepare(lines, Path(folder))
-        scores = self._scores(sequences)
-        threshold = float(self.facts["threshold"])
-        scored = sequences.select("sequence_id", pl.Series("score", scores))
-        judged = windows.join(scored, on="sequence_id", how="left", maintain_order="left")
-        anomalous = (pl.col("score") > threshold).alias("anomalous")
-        return judged.select("key", "lines", "score", pl.lit(threshold).alias("threshold"), anomalous)
-
-    def _prepare(self, lines: list[str], folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Window, mask and tokenize lines as training did."""
-        facts = self.facts
-        spec = DatasetSpec.model_validate(facts["dataset"]).model_copy(update={"label_file": None})
-        raw = folder / spec.raw_name
-        raw.write_text("\n".join(line.rstrip("\n") for line in lines) + "\n", encoding=spec.encoding)
-        for name in ("window", "mask", "tokenize"):
-            (folder / name).mkdir()
-        rule, masks = WindowRule.model_validate(facts["window"]), MaskRules.model_validate(facts["mask"])
-        window_log(raw, spec, rule, None, folder / "window", max_rejected=_MOST_REJECTED)
-        mask_log(raw, folder / "window", spec, masks, folder / "mask")
-        tokens = TokenRule.model_validate(facts["tokens"])
-        tokenizer = self._model_folder() / "tokenizer.json"
-        tokenize_windows(folder / "window", folder / "mask", tokenizer, tokens, folder / "tokenize")
-        windows = pl.read_parquet(folder / "tokenize" / "windows.parquet")
-        return windows, pl.read_parquet(folder / "tokenize" / "sequences.parquet")
-
-    def _scores(self, sequences: pl.DataFrame) -> np.ndarray:
-        model, loaded = self._model()
-        scoring = _learning("scoring")
-        ids = [row.to_numpy() for row in sequences["token_ids"]]
-        starts = [row.to_numpy() for row in sequences["message_starts"]]
-        k = self.facts["k"]
-        columns = scoring.score_sequences(model, loaded, ids, starts, (k or 1,))
-        scores: np.ndarray = scoring.anomaly_score(columns, self.facts["score"], k)
-        return scores
-
-    def _model(self) -> tuple[Any, Any]:
-        """The base model with the detector's adapter, loaded once."""
-        if self._loaded is None:
-            facts, adapter = self.facts, _learning("adapter")
-            loaded = _learning("model").load_model(self._model_folder(), facts["model"]["quantization"])
-            tuning = _learning("federation").tuning_from(facts["tuning"], adapter.Tuning)
-            model = adapter.attach_adapter(loaded, tuning, facts["seed"])
-            adapter.load_adapter_arrays(model, adapter.read_adapter(self._adapter))
-            self._loaded = model, loaded
-        return self._loaded
-
-    def _model_folder(self) -> Path:
-        """The base model's directory; raises DataError where it is not the one the adapter was trained on."""
-        wanted = self.facts["model"]
-        folder: Path = _learning("model").prepare_model(wanted["name"], current().models)
-        found = json.loads((folder / "card.json").read_text())["weights_sha256"]
-        if found != wanted["sha256"]:
-            raise DataError(f"The base model {wanted['name']} has other weights than the detector was trained with.")
-        return folder
-
-
-def _learning(module: str) -> Any:  # noqa: ANN401
-    """A module of the learning, loaded by name when a detector runs: storage itself does not depend on it."""
-    return import_module(f"fl.{module}")
+        return self.judge.judge(list(model_input)).to_pandas()
 
 
 mlflow.models.set_model(Detector())
