@@ -4,9 +4,8 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,38 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fl.errors import ModelError
+from fl.hyperparameters import Tuning
 from fl.model import LoadedModel
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Which weights are trained."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    kind: Literal["lora", "full", "none"] = "lora"
-    """`lora` (low-rank adapters, arXiv 2106.09685), `full` (all weights, the paper's FFT), `none` (untouched, PT)."""
-    rank: int = 8
-    """Rank r of the LoRA matrices; the paper takes 2, 8, 32 and 128."""
-    alpha: int | None = None
-    """LoRA scale numerator; none: twice the rank, as in the reference code."""
-    dropout: float = 0.1
-    """LoRA dropout. Where prefixes are shared, windows with a common prefix share its mask."""
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers that get adapters."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError("rank must be at least 1; use kind=none for the untouched model")
-        if not 0 <= self.dropout < 1:
-            raise ValueError("dropout must be in [0, 1)")
-
-    @property
-    def scale_numerator(self) -> int:
-        """Alpha as used: given, or twice the rank."""
-        return self.alpha if self.alpha is not None else 2 * self.rank
 
 
 def attach_adapter(loaded: LoadedModel, tuning: Tuning, seed: int) -> torch.nn.Module:

@@ -13,10 +13,11 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl.adapter import Tuning, adapter_arrays, attach_adapter, load_adapter_arrays
+from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
 from fl.errors import FederationError
 from fl.federation import available_cores, tuning_from
-from fl.local_training import LocalTraining, train_locally
+from fl.hyperparameters import LocalTraining, Tuning
+from fl.local_training import train_locally
 from fl.model import LoadedModel, load_model
 from storage.events import append_event
 from storage.partitions import share_file

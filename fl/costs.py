@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.adapter import Tuning
 from fl.errors import ModelError
+from fl.hyperparameters import Tuning
 
 Shapes = dict[str, tuple[int, ...]]
 RANKS = (2, 8, 32, 128)

@@ -7,13 +7,10 @@ import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fl.errors import FederationError
-
-if TYPE_CHECKING:
-    from fl.adapter import Tuning
-    from fl.local_training import LocalTraining
+from fl.hyperparameters import LocalTraining, Tuning
 
 JOB = "job.json"
 
@@ -143,8 +140,8 @@ class TrainingJob:
     """The base model: a local directory of safetensors."""
     shares_folder: Path
     """One Parquet file a client, `share-<partition, 5 digits>.parquet`: the token ids of its windows, one row each."""
-    tuning: "Tuning"
-    training: "LocalTraining"
+    tuning: Tuning
+    training: LocalTraining
     federation: Federation
     quantization: str = "none"
     device: str = "auto"
@@ -178,9 +175,6 @@ def save_job(job: TrainingJob) -> Path:
 
 def load_job(run_folder: Path) -> TrainingJob:
     """The job of a run's folder, wherever that folder lies now; raises FederationError where there is none."""
-    from fl.adapter import Tuning
-    from fl.local_training import LocalTraining
-
     path = run_folder / JOB
     try:
         facts = json.loads(path.read_text())
@@ -196,7 +190,7 @@ def load_job(run_folder: Path) -> TrainingJob:
         raise FederationError(f"The training job at {path} cannot be read ({error}); start a new run.") from error
 
 
-def tuning_from(facts: dict[str, Any], kind: "type[Tuning]") -> "Tuning":
+def tuning_from(facts: dict[str, Any], kind: type[Tuning]) -> Tuning:
     """The tuning that JSON facts describe (JSON has no tuples)."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
     return kind(**values)

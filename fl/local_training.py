@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fl.errors import DeviceError, LearningError
+from fl.hyperparameters import LocalTraining
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, build_tree, cut_packs, edge_slices
 from fl.tree_attention import hidden_states, output_head, tree_attention
@@ -22,43 +23,6 @@ _BYTES_PER_STATE = 70
 """Memory in flight for a token, layer and hidden unit in float32 (measured: 1.2 MB a token for 30 x 576)."""
 _CPU_BUDGET_MB = 2500
 _CUDA_SHARE = 0.4
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """What a client does in one round."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    steps: int = 10
-    """Optimizer steps a round (the paper's 10 iterations)."""
-    batch_size: int = 32
-    """Windows a step (paper, section 4.1)."""
-    learning_rate_max: float = 1e-3
-    """Rate of the first round (paper: cosine from 1e-3 to 1e-5 over the rounds, constant within one)."""
-    learning_rate_min: float = 1e-5
-    """Rate that the last round approaches."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """`adamw8bit` keeps its state in 8 bits (bitsandbytes), as the reference code does. Fresh state each round."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    max_gradient_norm: float = 1.0
-    """Gradients are scaled down to this norm (Hugging Face Trainer's default)."""
-    proximal: float = 0.0
-    """FedProx: weight mu of 0.5 mu |w - w_round|^2 in the loss (arXiv 1812.06127); 0 for FedAvg."""
-    gradient_checkpointing: bool = False
-    """Compute layers again in the backward pass instead of keeping them: less memory, more time."""
-    memory_budget_mb: int | None = None
-    """MB for tokens in flight; batches are cut into micro-batches (packs) that fit. None: by device."""
-    share_prefixes: bool = True
-    """Compute each distinct prefix token of a batch once; gradients are equal. With dropout, windows with a common
-    prefix share its mask."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError("steps and batch_size must be at least 1")
-        if not 0 <= self.learning_rate_min <= self.learning_rate_max:
-            raise ValueError("learning rates must satisfy 0 <= learning_rate_min <= learning_rate_max")
 
 
 @dataclass(frozen=True)

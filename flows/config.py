@@ -6,9 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fl.adapter import Tuning
 from fl.federation import Federation
-from fl.local_training import LocalTraining
+from fl.hyperparameters import LocalTraining, Tuning
 from flows.presets import PRESETS
 from storage.datasets import DatasetConfig
 from storage.masks import MaskRules

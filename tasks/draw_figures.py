@@ -2,30 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from fl.thresholds import rank
 from storage.adapters import committed_rounds
-from storage.figures import (
-    Curve,
-    Picture,
-    Point,
-    f1_by_round,
-    loss_by_round,
-    partition_sizes,
-    precision_recall,
-    score_histograms,
-)
 from storage.stages import NewStage, Stage
 from storage.summaries import THRESHOLDS, score_name
 from tasks.stage_task import stage
+
+if TYPE_CHECKING:
+    from storage.figures import Picture, Point
 
 
 @stage("figures")
 def draw_figures(new: NewStage, partition: Stage, trained: Stage, evaluated: Stage) -> None:
     """Partition sizes, loss and F1 by round, score histograms, precision and recall; those that the data allow."""
+    from storage.figures import partition_sizes
+
     findings = json.loads(evaluated.file("findings.json").read_text())
     pictures = [partition_sizes(share_sizes(partition), new.path / "partition_sizes")]
     pictures += _of_rounds(new.path, trained, evaluated, findings)
@@ -41,7 +36,9 @@ def share_sizes(partition: Stage) -> list[int]:
     return shares.group_by("partition").len().sort("partition")["len"].to_list()
 
 
-def _of_rounds(folder: Path, trained: Stage, evaluated: Stage, findings: dict[str, Any]) -> list[Picture]:
+def _of_rounds(folder: Path, trained: Stage, evaluated: Stage, findings: dict[str, Any]) -> list["Picture"]:
+    from storage.figures import f1_by_round, loss_by_round
+
     committed = committed_rounds(Path(trained.path))
     if len(committed) < 2:
         return []
@@ -56,7 +53,9 @@ def _of_rounds(folder: Path, trained: Stage, evaluated: Stage, findings: dict[st
     return pictures
 
 
-def _of_scores(folder: Path, evaluated: Stage, findings: dict[str, Any]) -> list[Picture]:
+def _of_scores(folder: Path, evaluated: Stage, findings: dict[str, Any]) -> list["Picture"]:
+    from storage.figures import Curve, precision_recall, score_histograms
+
     test = pl.read_parquet(evaluated.file("window_scores.parquet")).filter(pl.col("split") == "test")
     scores, labels = test["score"].to_numpy(), test["label"].fill_null(-1).to_numpy()
     if not len(test):
@@ -75,5 +74,7 @@ def _of_scores(folder: Path, evaluated: Stage, findings: dict[str, Any]) -> list
     return [*pictures, precision_recall(curves, points, rules, findings["prevalence"], path)]
 
 
-def _point(row: dict[str, Any]) -> Point:
+def _point(row: dict[str, Any]) -> "Point":
+    from storage.figures import Point
+
     return Point(row["recall"], row["precision"])

@@ -3,15 +3,12 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from tokenizers import Tokenizer
 
-from fl.adapter import Tuning, attach_adapter, load_adapter_arrays
-from fl.model import load_model
-from fl.scoring import TokenScores, score_tokens
+from fl.hyperparameters import Tuning
 from storage.adapters import committed_rounds
 from storage.composer import load_tokenizer
 from storage.stages import NewStage, Stage
@@ -20,6 +17,11 @@ from storage.surprises import ScoredWindow, UsualSurprise, surprising_messages
 from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
 from tasks.stage_task import stage
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from fl.scoring import TokenScores
 
 _FREQUENT, _MOST = 16, 32
 """Distinct calibration windows that say what is usual: the most frequent, and with those for rarer messages."""
@@ -40,6 +42,10 @@ def explain_alerts(
     device: str,
 ) -> None:
     """Score the most anomalous windows token by token, beside normal ones, and keep their most unusual messages."""
+    from fl.adapter import attach_adapter, load_adapter_arrays
+    from fl.model import load_model
+    from fl.scoring import score_tokens
+
     findings = json.loads(evaluated.file("findings.json").read_text())
     windows = _windows(tokenized, [row["window"] for row in findings["most_anomalous"]])
     normal = _normal_windows(tokenized, evaluated, windows["message_ids"].explode().unique().to_list())
@@ -99,7 +105,7 @@ def sample_sequences(sequences: Sequence[Sequence[int]], wanted: Sequence[int], 
     return chosen
 
 
-def _scored_windows(tokenized: Stage, rows: list[dict[str, Any]], scores: TokenScores) -> list[ScoredWindow]:
+def _scored_windows(tokenized: Stage, rows: list[dict[str, Any]], scores: "TokenScores") -> list[ScoredWindow]:
     texts = dict(pl.read_parquet(tokenized.file("messages.parquet"), columns=["message_id", "text"]).iter_rows())
     return [
         ScoredWindow(
@@ -110,7 +116,7 @@ def _scored_windows(tokenized: Stage, rows: list[dict[str, Any]], scores: TokenS
 
 
 def _reader(
-    tokenizer: Tokenizer, end_token_id: int, tokens: np.ndarray, predicted: np.ndarray
+    tokenizer: "Tokenizer", end_token_id: int, tokens: np.ndarray, predicted: np.ndarray
 ) -> Callable[[int], tuple[str, str]]:
     """Says the i-th token that the model was asked for, and what it held for most probable there."""
     asked = [*tokens[1:].tolist(), end_token_id]

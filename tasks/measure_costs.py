@@ -4,8 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from fl.costs import full_model_size
-from fl.local_training import LocalTraining
+from fl.hyperparameters import LocalTraining
 from storage.adapters import committed_rounds
 from storage.stages import NewStage, Stage
 from storage.summaries import TrainingFacts
@@ -21,6 +20,8 @@ def measure_costs(new: NewStage, model: Stage, trained: Stage, scored: Stage, tr
 
 
 def _training_facts(model: Stage, trained: Stage, scored: Stage, training: LocalTraining) -> TrainingFacts:
+    from fl.costs import full_model_size
+
     rounds = committed_rounds(Path(trained.path))
     clients = pl.concat([pl.read_parquet(found.folder / "clients.parquet") for found in rounds])
     seconds = pl.concat([pl.read_parquet(found.folder / "round.parquet") for found in rounds])["seconds"].sum()

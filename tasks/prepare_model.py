@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-from fl import model
 from storage.layout import current
 from storage.stages import NewStage, Stage
 from tasks.progress import progress_of
@@ -16,6 +15,8 @@ _DESCRIBING = {"card.json": "model-card.json", "config.json": "config.json", "to
 @stage("model")
 def prepare_model(new: NewStage, name: str) -> None:
     """Fetch or dequantize the base model once, and keep what identifies it: card, configuration and tokenizer."""
+    from fl import model
+
     progress_of("model")(0, None, f"{name}: reading weights, once")
     folder = model.prepare_model(name, current().models)
     for file, kept in _DESCRIBING.items():
@@ -26,4 +27,6 @@ def prepare_model(new: NewStage, name: str) -> None:
 
 def model_folder(prepared: Stage) -> Path:
     """The directory with the model's weights, made again where it was deleted."""
+    from fl import model
+
     return model.prepare_model(prepared.counts["name"], current().models)

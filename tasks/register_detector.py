@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from fl.adapter import Tuning
+from fl.hyperparameters import Tuning
 from fl.thresholds import label_free_threshold
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec

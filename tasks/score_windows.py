@@ -3,13 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from fl.adapter import Tuning, attach_adapter, load_adapter_arrays
-from fl.model import LoadedModel, load_model
-from fl.scoring import score_sequences
+from fl.hyperparameters import Tuning
 from storage.adapters import CommittedRound, committed_rounds
 from storage.layout import current
 from storage.progress import Progress
@@ -18,6 +16,9 @@ from tasks.caching import source_hash
 from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
 from tasks.stage_task import stage
+
+if TYPE_CHECKING:
+    from fl.model import LoadedModel
 
 JUDGED = ("calibration", "validation", "test")
 
@@ -107,6 +108,10 @@ class _Scorer:
         return keys.join(known, on="sequence_hash", how="left", maintain_order="left"), len(missing)
 
     def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
+        from fl.adapter import attach_adapter, load_adapter_arrays
+        from fl.model import load_model
+        from fl.scoring import score_sequences
+
         progress(0, 1)
         if self._loaded is None:
             self._loaded = load_model(model_folder(self._model), self._quantization, self._device)

@@ -2,17 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from fl.evaluation import evaluate
-from fl.metrics_table import METRIC_TYPES, UNKNOWN, Windows
-from fl.rule_comparison import RULE_TYPES
 from storage.adapters import committed_rounds
 from storage.stages import NewStage, Stage
 from tasks.stage_task import stage
+
+if TYPE_CHECKING:
+    from fl.metrics_table import Windows
 
 _KEYS = {"sequence_id", "sequence_hash"}
 
@@ -35,6 +35,10 @@ def search_threshold(
     With `trained` and the windows of a training step, `batch_size`, the rules are also fitted on as few windows as the
     model has seen.
     """
+    from fl.evaluation import evaluate
+    from fl.metrics_table import METRIC_TYPES
+    from fl.rule_comparison import RULE_TYPES
+
     table = _windows_table(tokenized, split)
     rounds = {number: _columns(scored, number, table) for number in scored.counts["rounds"]}
     seen = trained_windows(Path(trained.path), batch_size) if trained else None
@@ -62,7 +66,9 @@ def _windows_table(tokenized: Stage, split: Stage) -> pl.DataFrame:
     return windows.join(splits, on="window_id", how="left", maintain_order="left").sort("window_id").collect()
 
 
-def _windows(table: pl.DataFrame) -> Windows:
+def _windows(table: pl.DataFrame) -> "Windows":
+    from fl.metrics_table import UNKNOWN, Windows
+
     messages = table["message_ids"]
     return Windows(
         sequence=table["sequence_id"].to_numpy().astype(np.int64),

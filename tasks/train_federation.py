@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fl.adapter import Tuning
 from fl.errors import FederationError, LostClients
 from fl.federation import Federation, TrainingJob, save_job
-from fl.local_training import LocalTraining
+from fl.hyperparameters import LocalTraining, Tuning
 from storage.adapters import committed_rounds
 from storage.events import read_events
 from storage.layout import current

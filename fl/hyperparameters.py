@@ -1,0 +1,70 @@
+"""What is trained and how, as plain values; they are read, checked and hashed where torch is not loaded."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Which weights are trained."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    kind: Literal["lora", "full", "none"] = "lora"
+    """`lora` (low-rank adapters, arXiv 2106.09685), `full` (all weights, the paper's FFT), `none` (untouched, PT)."""
+    rank: int = 8
+    """Rank r of the LoRA matrices; the paper takes 2, 8, 32 and 128."""
+    alpha: int | None = None
+    """LoRA scale numerator; none: twice the rank, as in the reference code."""
+    dropout: float = 0.1
+    """LoRA dropout. Where prefixes are shared, windows with a common prefix share its mask."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get adapters."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError("rank must be at least 1; use kind=none for the untouched model")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("dropout must be in [0, 1)")
+
+    @property
+    def scale_numerator(self) -> int:
+        """Alpha as used: given, or twice the rank."""
+        return self.alpha if self.alpha is not None else 2 * self.rank
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What a client does in one round."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    steps: int = 10
+    """Optimizer steps a round (the paper's 10 iterations)."""
+    batch_size: int = 32
+    """Windows a step (paper, section 4.1)."""
+    learning_rate_max: float = 1e-3
+    """Rate of the first round (paper: cosine from 1e-3 to 1e-5 over the rounds, constant within one)."""
+    learning_rate_min: float = 1e-5
+    """Rate that the last round approaches."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """`adamw8bit` keeps its state in 8 bits (bitsandbytes), as the reference code does. Fresh state each round."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm (Hugging Face Trainer's default)."""
+    proximal: float = 0.0
+    """FedProx: weight mu of 0.5 mu |w - w_round|^2 in the loss (arXiv 1812.06127); 0 for FedAvg."""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping them: less memory, more time."""
+    memory_budget_mb: int | None = None
+    """MB for tokens in flight; batches are cut into micro-batches (packs) that fit. None: by device."""
+    share_prefixes: bool = True
+    """Compute each distinct prefix token of a batch once; gradients are equal. With dropout, windows with a common
+    prefix share its mask."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError("steps and batch_size must be at least 1")
+        if not 0 <= self.learning_rate_min <= self.learning_rate_max:
+            raise ValueError("learning rates must satisfy 0 <= learning_rate_min <= learning_rate_max")
