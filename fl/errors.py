@@ -6,6 +6,7 @@
     ├── FederationError   a round cannot be completed
     │   ├── LostClients   fewer replies than the configured minimum
     │   └── BadReply      a reply holds NaN, a wrong shape or a wrong key
+    ├── BadMessage        coded bytes that no encoder makes; whoever receives them says from whom they came
     └── ScoreError        scores or thresholds that cannot be computed from what was given
 
 Every message is one line that says what happened and what to do next.
@@ -34,6 +35,10 @@ class LostClients(FederationError):
 
 class BadReply(FederationError):
     """A client's reply holds NaN, a wrong shape or a wrong key."""
+
+
+class BadMessage(LearningError):
+    """Coded bytes that no encoder makes; the text is the rest of a sentence about the message."""
 
 
 class ScoreError(LearningError):
