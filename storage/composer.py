@@ -114,6 +114,12 @@ class Composer:
             self._rule.max_tokens,
         )
 
+    def tokens_of(self, sequences: Sequence[_U32]) -> tuple[list[Tokens], bool]:
+        """The tokens of each sequence of messages, and whether they could be composed."""
+        composed = self.agrees(sequences)
+        make = self.compose if composed else self.whole
+        return [make(sequence.tolist()) for sequence in sequences], composed
+
     def agrees(self, sequences: Sequence[_U32]) -> bool:
         """Whether composed tokens equal those of the joined text: each message twice, and evenly drawn sequences."""
         every = max(1, -(-len(sequences) // CHECKED_SEQUENCES))

@@ -106,7 +106,7 @@ def mask_log(
     Returns the counts. Memory grows with the number of distinct messages, plus one byte a line.
     """
     needed = _needed_lines(windows / "events.parquet")
-    masker = _Masker(rules, spec)
+    masker = Masker(rules, spec)
     messages = _Messages()
     schema = {"line_number": pl.UInt32, "message_id": pl.UInt32}
     with TableWriter(into / "line_messages.parquet", schema) as writer:
@@ -134,7 +134,7 @@ def _needed_lines(events: Path) -> npt.NDArray[np.bool_]:
     return needed
 
 
-class _Masker:
+class Masker:
     """Masks the messages of a chunk's lines, each distinct text once.
 
     Where the rules are blind to digits, lines that differ in digits alone are taken together first: a message whose

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import polars as pl
 
@@ -70,24 +70,26 @@ def _decode_one_by_one(data: bytes, encoding: str) -> Lines:
 
 
 def read_chunks(raw: Path) -> Iterator[bytes]:
-    """The file's bytes in chunks of whole lines, about CHUNK_BYTES each, without a UTF-8 byte order mark at its start.
-
-    Raises SourceError where the file cannot be read.
-    """
+    """The file's bytes in chunks of whole lines; raises SourceError where the file cannot be read."""
     try:
         with raw.open("rb") as file:
-            rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
-            while block := file.read(CHUNK_BYTES):
-                cut = block.rfind(b"\n") + 1
-                if cut:
-                    yield rest + block[:cut]
-                    rest = block[cut:]
-                else:
-                    rest += block
-        if rest:
-            yield rest
+            yield from whole_lines(file)
     except OSError as error:
         raise SourceError(f"Cannot read {raw}: {error.strerror}; check the path and its permissions.") from error
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """What is left of a file in chunks of whole lines, about CHUNK_BYTES each, without a UTF-8 byte order mark."""
+    rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
+    while block := file.read(CHUNK_BYTES):
+        cut = block.rfind(b"\n") + 1
+        if cut:
+            yield rest + block[:cut]
+            rest = block[cut:]
+        else:
+            rest += block
+    if rest:
+        yield rest
 
 
 def count_lines(chunk: bytes) -> int:

@@ -32,10 +32,7 @@ def tokenize_windows(
     _write_messages(messages, composer, into)
     known, sequence_ids = _distinct_sequences(windows, masks, progress)
     sequences = [np.frombuffer(sequence, dtype=np.uint32) for sequence in known]
-    composed = composer.agrees(sequences)
-    tokens = [
-        composer.compose(sequence.tolist()) if composed else composer.whole(sequence.tolist()) for sequence in sequences
-    ]
+    tokens, composed = composer.tokens_of(sequences)
     table = _sequence_table(sequences, tokens, sequence_ids)
     write_table(table, into / "sequences.parquet")
     _write_windows(windows, table, sequence_ids, into)
