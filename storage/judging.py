@@ -1,101 +1,172 @@
 """A detector at rest, judging raw log lines: their windows, each with its score and whether that is an alert.
 
 A detector's folder holds `adapter.safetensors`, `detector.json` (everything that decides: base model by name and hash,
-tuning, score, K, threshold, log format, window rule, masks, token rule) and `calibration_scores.parquet`.
+tuning, score, K, threshold, log format, window rule, masks, token rule), `calibration_scores.parquet`, and what
+storage/normal_windows.py adds of normal windows.
 """
 
 import json
-import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from tokenizers import Tokenizer
 
+from storage.composer import Composer, TokenRule, Tokens, load_tokenizer, sequence_hash
 from storage.datasets import DatasetSpec
-from storage.errors import DataError
+from storage.errors import DataError, SourceError
 from storage.layout import current
-from storage.masks import MaskRules, mask_log
-from storage.tokens import TokenRule, tokenize_windows
-from storage.windows import WindowRule, window_log
+from storage.log_inputs import Piece
+from storage.log_stream import LogStream, Windows
+from storage.masks import MaskRules
+from storage.progress import Progress, silent
+from storage.score_store import ScoreStore
+from storage.windows import WindowRule
 
 FACTS = "detector.json"
 ADAPTER = "adapter.safetensors"
 CALIBRATION = "calibration_scores.parquet"
-_MOST_REJECTED = 1.0
-"""Lines that do not parse never stop detection: they are nobody's window."""
+ROUNDING = 1e-5
+"""Relative difference of scores that computing in another order makes; a window so near the threshold is at it."""
 
 
 class Judge:
-    """Judges the windows of raw log lines with the detector in a folder; the model is loaded with the first lines."""
+    """Judges windows with the detector in a folder; the model is loaded when the first window needs it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: ScoreStore | None = None) -> None:
+        """`store` keeps the scores of windows seen; without one they are kept as long as the judge.
+
+        Raises SourceError where the folder holds no detector.
+        """
+        try:
+            facts = json.loads((folder / FACTS).read_text())
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{folder} holds no detector (no readable {FACTS}).") from error
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
-        self._loaded: tuple[Any, Any] | None = None
+        self.facts: dict[str, Any] = facts
+        self.threshold = float(facts["threshold"])
+        self.spec = DatasetSpec.model_validate(facts["dataset"])
+        self._rule, self._masks = WindowRule.model_validate(facts["window"]), MaskRules.model_validate(facts["mask"])
+        self._tokens = TokenRule.model_validate(facts["tokens"])
+        self.store = store or ScoreStore(None)
+        self.store.add(self._calibrated())
 
-    def judge(self, lines: list[str]) -> pl.DataFrame:
+    @cached_property
+    def calibration(self) -> np.ndarray:
+        """The scores of the calibration windows in rising order; empty where the detector has none."""
+        return np.sort(self._calibration()["score"].to_numpy())
+
+    def _calibration(self) -> pl.DataFrame:
+        path = self.folder / CALIBRATION
+        return pl.read_parquet(path) if path.is_file() else pl.DataFrame(schema={"score": pl.Float64})
+
+    def _calibrated(self) -> dict[str, float]:
+        """Scores by sequence: the very ones that the threshold came from."""
+        table = self._calibration()
+        return dict(table.select("sequence_hash", "score").iter_rows()) if "sequence_hash" in table.columns else {}
+
+    def stream(self, **how: Any) -> LogStream:  # noqa: ANN401 (the keywords of LogStream)
+        """A reader of logs as training read its own."""
+        return LogStream(self.spec, self._rule, self._masks, **how)
+
+    def judge(self, lines: Sequence[str]) -> pl.DataFrame:
         """The windows that raw lines make (key, lines, score, threshold, anomalous); DataError where they make none."""
         if not lines:
             raise DataError("There are no lines to judge; give at least one.")
-        with tempfile.TemporaryDirectory() as folder:
-            windows, sequences = self._prepare(lines, Path(folder))
-        scores = self._scores(sequences)
-        threshold = float(self.facts["threshold"])
-        scored = sequences.select("sequence_id", pl.Series("score", scores))
-        judged = windows.join(scored, on="sequence_id", how="left", maintain_order="left")
-        anomalous = (pl.col("score") > threshold).alias("anomalous")
-        return judged.select("key", "lines", "score", pl.lit(threshold).alias("threshold"), anomalous)
+        data = "".join(line.rstrip("\n") + "\n" for line in lines).encode(self.spec.encoding)
+        judged = [self.judged(windows) for windows in self.stream().windows(iter([Piece("the lines", 0, data)]))]
+        threshold = pl.lit(self.threshold).alias("threshold")
+        return pl.concat(judged).select("key", "lines", "score", threshold, "anomalous")
 
-    def _prepare(self, lines: list[str], folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Window, mask and tokenize lines as training did."""
-        facts = self.facts
-        spec = DatasetSpec.model_validate(facts["dataset"]).model_copy(update={"label_file": None})
-        raw = folder / spec.raw_name
-        raw.write_text("\n".join(line.rstrip("\n") for line in lines) + "\n", encoding=spec.encoding)
-        for name in ("window", "mask", "tokenize"):
-            (folder / name).mkdir()
-        rule, masks = WindowRule.model_validate(facts["window"]), MaskRules.model_validate(facts["mask"])
-        window_log(raw, spec, rule, None, folder / "window", max_rejected=_MOST_REJECTED)
-        mask_log(raw, folder / "window", spec, masks, folder / "mask")
-        tokens = TokenRule.model_validate(facts["tokens"])
-        tokenizer = self._model_folder() / "tokenizer.json"
-        tokenize_windows(folder / "window", folder / "mask", tokenizer, tokens, folder / "tokenize")
-        windows = pl.read_parquet(folder / "tokenize" / "windows.parquet")
-        return windows, pl.read_parquet(folder / "tokenize" / "sequences.parquet")
+    def judged(self, windows: Windows, progress: Progress = silent) -> pl.DataFrame:
+        """The windows with sequence_hash, n_tokens, truncated, score and anomalous."""
+        composed = self.compose(windows)
+        hashes = [sequence_hash(tokens.ids) for tokens in composed]
+        self._score(dict(zip(hashes, composed, strict=True)), progress)
+        scores = np.array([self.store[name] for name in hashes], dtype=np.float64)
+        return windows.table.with_columns(
+            sequence_hash=pl.Series(hashes, dtype=pl.String),
+            n_tokens=pl.Series([len(tokens.ids) for tokens in composed], dtype=pl.UInt32),
+            truncated=pl.Series([tokens.truncated for tokens in composed], dtype=pl.Boolean),
+            score=pl.Series(scores),
+            anomalous=pl.Series(self.exceeds(scores)),
+        )
 
-    def _scores(self, sequences: pl.DataFrame) -> np.ndarray:
-        model, loaded = self._model()
-        scoring = _learning("scoring")
-        ids = [row.to_numpy() for row in sequences["token_ids"]]
-        starts = [row.to_numpy() for row in sequences["message_starts"]]
-        k = self.facts["k"]
-        columns = scoring.score_sequences(model, loaded, ids, starts, (k or 1,))
-        scores: np.ndarray = scoring.anomaly_score(columns, self.facts["score"], k)
-        return scores
+    def exceeds(self, scores: np.ndarray) -> np.ndarray:
+        """Which scores are above the threshold by more than rounding."""
+        return scores > self.threshold + ROUNDING * max(1.0, abs(self.threshold))
 
-    def _model(self) -> tuple[Any, Any]:
-        """The base model with the detector's adapter, loaded once."""
-        if self._loaded is None:
-            facts, adapter = self.facts, _learning("adapter")
-            loaded = _learning("model").load_model(self._model_folder(), facts["model"]["quantization"])
-            tuning = _learning("federation").tuning_from(facts["tuning"], adapter.Tuning)
-            model = adapter.attach_adapter(loaded, tuning, facts["seed"])
-            adapter.load_adapter_arrays(model, adapter.read_adapter(self.folder / ADAPTER))
-            self._loaded = model, loaded
-        return self._loaded
+    def compose(self, windows: Windows) -> list[Tokens]:
+        """The tokens of each window; equal windows share theirs."""
+        # A message has a token of its own or that of the separator, so that no more than these can be read.
+        most = self._tokens.max_tokens + 2 if self._tokens.separator.strip() else None
+        table = windows.table["messages"] if most is None else windows.table["messages"].list.head(most)
+        sequences, places = _distinct(table)
+        used = np.unique(np.concatenate(sequences)) if sequences else np.zeros(0, np.uint32)
+        composer = Composer(self.tokenizer, self._tokens, [windows.texts[number] for number in used.tolist()])
+        numbered = [np.searchsorted(used, sequence).astype(np.uint32) for sequence in sequences]
+        tokens, _ = composer.tokens_of(numbered)
+        return [tokens[place] for place in places]
 
-    def _model_folder(self) -> Path:
+    def _score(self, wanted: dict[str, Tokens], progress: Progress) -> None:
+        """Have a score of each sequence in the store."""
+        missing = {name: tokens for name, tokens in wanted.items() if name not in self.store}
+        if not missing:
+            return
+        model, loaded = self.model
+        scoring, k = learning("scoring"), self.facts["k"]
+        ids = [tokens.ids for tokens in missing.values()]
+        starts = [tokens.starts for tokens in missing.values()]
+        columns = scoring.score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress)
+        scores = scoring.anomaly_score(columns, self.facts["score"], k)
+        self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
+
+    @cached_property
+    def model(self) -> tuple[Any, Any]:
+        """The base model with the detector's adapter, and the base model as it was loaded."""
+        facts, adapter = self.facts, learning("adapter")
+        loaded = learning("model").load_model(self.model_folder, facts["model"]["quantization"])
+        tuning = learning("federation").tuning_from(facts["tuning"], adapter.Tuning)
+        model = adapter.attach_adapter(loaded, tuning, facts["seed"])
+        adapter.load_adapter_arrays(model, adapter.read_adapter(self.folder / ADAPTER))
+        return model, loaded
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The base model's."""
+        return load_tokenizer(self.model_folder / "tokenizer.json")
+
+    @cached_property
+    def model_folder(self) -> Path:
         """The base model's directory; raises DataError where it is not the one the adapter was trained on."""
         wanted = self.facts["model"]
-        folder: Path = _learning("model").prepare_model(wanted["name"], current().models)
+        folder: Path = learning("model").prepare_model(wanted["name"], current().models)
         found = json.loads((folder / "card.json").read_text())["weights_sha256"]
         if found != wanted["sha256"]:
             raise DataError(f"The base model {wanted['name']} has other weights than the detector was trained with.")
         return folder
 
 
-def _learning(module: str) -> Any:  # noqa: ANN401
+def _distinct(messages: pl.Series) -> tuple[list[np.ndarray], list[int]]:
+    """The distinct lists of message numbers, and each list's place among them."""
+    known: dict[bytes, int] = {}
+    places = [known.setdefault(numbers, len(known)) for numbers in _as_bytes(messages)]
+    return [np.frombuffer(numbers, dtype=np.uint32) for numbers in known], places
+
+
+def _as_bytes(messages: pl.Series) -> Iterator[bytes]:
+    flat = messages.explode(empty_as_null=False).to_numpy().astype(np.uint32).tobytes()
+    ends = (4 * messages.list.len().to_numpy().astype(np.int64)).cumsum()
+    start = 0
+    for end in ends.tolist():
+        yield flat[start:end]
+        start = end
+
+
+def learning(module: str) -> Any:  # noqa: ANN401
     """A module of the learning, loaded by name when a detector runs: storage itself does not depend on it."""
     return import_module(f"fl.{module}")
