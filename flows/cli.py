@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from flows.services_commands import down, status, up
+
 if TYPE_CHECKING:
     from flows.config import RunConfig
 
@@ -114,6 +116,10 @@ def query(
     from flows.terminal import show_query
 
     show_query(sql, view)
+
+
+for service_command in (up, down, status):
+    app.command()(service_command)
 
 
 @contextmanager
