@@ -11,7 +11,7 @@ from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import command_of
 from flows.train import run_id_of, train_where_possible
 from storage.datasets import resolve
-from storage.runs import hardware, now, read_record, record_run, versions
+from storage.runs import hardware, now, read_record, record_run, record_version, versions
 from storage.stages import Stage
 from storage.summaries import RunFacts
 from storage.tracking import store_identity
@@ -72,8 +72,8 @@ def register(
         "mask": (config.mask or spec.mask).model_dump(mode="json"),
         "tokens": config.tokens.model_dump(mode="json"),
     }
-    return register_detector(
-        prepared.model,
+    registered = register_detector(
+        vars(prepared),
         trained,
         judged.evaluated,
         written,
@@ -87,6 +87,8 @@ def register(
         facts=facts,
         spec=spec,
     )
+    record_version(facts.run_id, registered.counts["name"], registered.counts["version"])
+    return registered
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from urllib.error import URLError
 from storage.errors import TrackingError
 from storage.layout import Layout
 from tasks.child_process import die_with_parent
+from tasks.run_pages import TEMPORARY
 
 _PATIENCE = 120.0
 """Seconds to wait for the server: the first start creates its database, on a busy machine slowly."""
@@ -94,12 +95,13 @@ def prefect_server(layout: Layout) -> Iterator[str]:
         return
     server = TemporaryServer(layout)
     os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    os.environ[TEMPORARY] = "1"
     try:
         server.wait()
         yield os.environ["PREFECT_API_URL"]
     finally:
         _send_the_rest()
-        del os.environ["PREFECT_API_URL"]
+        del os.environ["PREFECT_API_URL"], os.environ[TEMPORARY]
         server.stop()
 
 

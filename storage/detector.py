@@ -1,25 +1,74 @@
-"""The detector as an MLflow model from code: raw log lines in, judged windows out; storage/judging.py does the work."""
+"""The detector as an MLflow model from code: raw log lines in, judged windows out; storage/judging.py does the work.
+
+Served by `mlflow models serve`, it takes {"inputs": ["line", ...]}. What a request has wrong is answered with 400 and
+the reason, what the server has wrong with 500 and the reason.
+"""
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import mlflow
-import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel
+from pydantic import BaseModel
 
+from storage.datasets import DatasetSpec
+from storage.errors import DataError, FormatError
+from storage.example_lines import example_lines
 from storage.judging import FACTS, Judge
+from storage.windows import WindowRule
 
 
 def pyfunc_arguments(folder: Path) -> dict[str, Any]:
-    """What `mlflow.pyfunc.log_model` needs to keep a detector's folder: this file as code, nothing pickled."""
+    """What `mlflow.pyfunc.log_model` needs to keep a detector's folder: this file as code, nothing pickled.
+
+    The package itself is the only requirement, since it comes from no index: serve with `--env-manager local`.
+    """
     facts = json.loads((folder / FACTS).read_text())
-    return {
+    arguments = {
         "python_model": str(Path(__file__).resolve()),
         "artifacts": {path.name: str(path) for path in sorted(folder.iterdir())},
         "pip_requirements": ["atalaia"],
         "metadata": {"base_model": facts["model"]["name"], "base_model_sha256": facts["model"]["sha256"]},
     }
+    with suppress(FormatError):
+        spec, rule = DatasetSpec.model_validate(facts["dataset"]), WindowRule.model_validate(facts["window"])
+        arguments["input_example"] = example_lines(spec, rule)
+    return arguments
+
+
+class JudgedWindow(BaseModel):
+    """A window of the lines given, and what the detector holds of it."""
+
+    key: str
+    """The session key, or the number of the window."""
+    lines: int
+    score: float
+    """Higher is more anomalous."""
+    threshold: float
+    """Of the detector."""
+    anomalous: bool
+    """Whether the score is above the threshold."""
+
+
+class Refused(MlflowException):
+    """An answer with a status and a reason.
+
+    MLflow's server puts the whole request before the reason; what it sets is cut back to the reason.
+    """
+
+    @property
+    def message(self) -> str:
+        """The reason."""
+        return self._reason
+
+    @message.setter
+    def message(self, text: str) -> None:
+        self._reason = text.rpartition("\nError: ")[2]
 
 
 class Detector(PythonModel):
@@ -28,10 +77,23 @@ class Detector(PythonModel):
     def load_context(self, context: Any) -> None:  # noqa: ANN401 (named as MLflow wants it)
         """Read what the detector consists of; the model itself is loaded with the first lines."""
         self.judge = Judge(Path(next(iter(context.artifacts.values()))).parent)
+        # The server answers each request in a thread of its own, and the model is one.
+        self._one_at_a_time = Lock()
 
-    def predict(self, context: object, model_input: list[str], params: dict[str, str] | None = None) -> pd.DataFrame:
-        """One row a window (a pandas frame) of the raw lines: key, lines, score, threshold, anomalous."""
-        return self.judge.judge(list(model_input)).to_pandas()
+    def predict(
+        self, context: object, model_input: list[str], params: dict[str, str] | None = None
+    ) -> list[JudgedWindow]:
+        """The windows of the raw lines, in order of first appearance."""
+        lines = list(model_input)
+        if not any(line.strip() for line in lines):
+            raise Refused("There are no lines to judge; give at least one.", BAD_REQUEST)
+        try:
+            with self._one_at_a_time:
+                return [JudgedWindow(**row) for row in self.judge.judge(lines).to_dicts()]
+        except FormatError as error:
+            raise Refused(f"The {len(lines)} lines make no window: {error}", BAD_REQUEST) from error
+        except DataError as error:
+            raise Refused(str(error), INTERNAL_ERROR) from error
 
 
 mlflow.models.set_model(Detector())

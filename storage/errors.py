@@ -4,7 +4,8 @@
     ├── SourceError     a file or address cannot be read, is truncated, or has the wrong checksum
     ├── FormatError     lines, labels or a user's dataset file do not have the stated form
     ├── StorageError    a stage could not be written (disk full, no permission)
-    └── TrackingError   the tracking server cannot be reached or refuses
+    ├── TrackingError   the tracking server cannot be reached or refuses
+    └── RegistryError   a registered detector is not there, or cannot be compared, promoted or rolled back
 
 Every message is one line that says what happened and what to do next. The library raises; the command line prints it
 and ends with status 2.
@@ -29,3 +30,7 @@ class StorageError(DataError):
 
 class TrackingError(DataError):
     """The tracking server cannot be reached or refuses."""
+
+
+class RegistryError(DataError):
+    """A registered detector is not there, or cannot be compared, promoted or rolled back."""

@@ -16,17 +16,27 @@ from storage.summaries import RunFacts, Summary, load_summary, run_row
 
 RECORD = "run.json"
 REPORT = "report.json"
+VERSION = "detector.json"
+"""Which registered version the run became."""
 _DECIDING = ("torch", "transformers", "peft", "flwr", "tokenizers", "polars", "numpy")
 """Libraries whose version can change a number."""
 
 
 def record_run(facts: RunFacts, layout: Layout | None = None) -> None:
     """Write the run's record into its folder, in one step."""
-    folder = (layout or current()).run(facts.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RECORD}.part"
-    temporary.write_text(facts.model_dump_json(indent=1))
-    temporary.replace(folder / RECORD)
+    _write((layout or current()).run(facts.run_id) / RECORD, facts.model_dump_json(indent=1))
+
+
+def record_version(run_id: str, name: str, version: str, layout: Layout | None = None) -> None:
+    """Write into the run's folder which version of which registered model it became, in one step."""
+    _write((layout or current()).run(run_id) / VERSION, json.dumps({"name": name, "version": version}))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def read_record(run_id: str, layout: Layout | None = None) -> RunFacts:
@@ -64,11 +74,13 @@ def list_runs(layout: Layout | None = None) -> list[dict[str, Any]]:
 
 
 def _row(facts: RunFacts, layout: Layout | None) -> dict[str, Any]:
+    folder = (layout or current()).run(facts.run_id)
+    version = read_json(folder / VERSION) if (folder / VERSION).is_file() else None
     try:
-        summary = load_summary((layout or current()).run(facts.run_id) / REPORT)
+        summary = load_summary(folder / REPORT)
     except FormatError:
-        return run_row(facts, None, None)
-    return run_row(facts, summary.training, summary.findings)
+        return run_row(facts, None, None) | {"detector": version}
+    return run_row(facts, summary.training, summary.findings) | {"detector": version}
 
 
 def now() -> str:

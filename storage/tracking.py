@@ -1,11 +1,9 @@
-"""MLflow: parameters, metrics of every round, files and registered detectors of the runs."""
+"""MLflow: parameters, metrics of every round and files of the runs; registered detectors are in storage/registry.py."""
 
 import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,8 @@ from storage.errors import TrackingError
 from storage.layout import Layout, current
 
 EXPERIMENT = "atalaia"
-DETECTOR = "atalaia-detector"
-CHALLENGER = "challenger"
 _BATCH = 1000
 """Metrics that MLflow takes in one call."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A registered detector."""
-
-    name: str
-    version: str
-    run_id: str
-    """The MLflow run it came from."""
-    tracking_uri: str
 
 
 def tracking_uri(layout: Layout | None = None) -> str:
@@ -42,7 +27,7 @@ def store_identity(layout: Layout | None = None) -> str:
         return uri
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.is_file():
-        _experiment_id(_client(layout), layout)
+        _experiment_id(tracking_client(layout), layout)
     return f"{uri} {path.stat().st_ino}"
 
 
@@ -59,8 +44,8 @@ def log_run(
 
     Raises TrackingError where the server cannot be reached or refuses.
     """
-    with _told_as_tracking_error(layout):
-        client = _client(layout)
+    with told_as_tracking_error(layout):
+        client = tracking_client(layout)
         run = client.create_run(_experiment_id(client, layout), run_name=name, tags=dict(tags))
         run_id = str(run.info.run_id)
         _log_parameters(client, run_id, parameters)
@@ -71,37 +56,8 @@ def log_run(
         return run_id
 
 
-def register_detector(run_id: str, folder: Path, tags: Mapping[str, str], layout: Layout | None = None) -> Version:
-    """Register a detector's folder (see storage/detector.py) as a new version with the alias `challenger`."""
-    with _told_as_tracking_error(layout):
-        import mlflow
-
-        from storage.detector import pyfunc_arguments
-
-        client = _client(layout)
-        mlflow.set_tracking_uri(tracking_uri(layout))
-        # MLflow advises on type hints at length; what the detector takes and gives is written in its docstring.
-        with warnings.catch_warnings(action="ignore"), mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(name="detector", **pyfunc_arguments(folder))
-        if not client.search_registered_models(f"name = '{DETECTOR}'"):
-            client.create_registered_model(DETECTOR)
-        made = client.create_model_version(
-            DETECTOR, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id
-        )
-        client.set_registered_model_alias(DETECTOR, CHALLENGER, made.version)
-        return Version(DETECTOR, str(made.version), run_id, tracking_uri(layout))
-
-
-def load_detector(name: str = f"models:/{DETECTOR}@{CHALLENGER}", layout: Layout | None = None) -> Any:  # noqa: ANN401
-    """The registered detector as a pyfunc model."""
-    with _told_as_tracking_error(layout):
-        import mlflow
-
-        mlflow.set_tracking_uri(tracking_uri(layout))
-        return mlflow.pyfunc.load_model(name)
-
-
-def _client(layout: Layout | None) -> Any:  # noqa: ANN401 (mlflow.MlflowClient, imported late)
+def tracking_client(layout: Layout | None = None) -> Any:  # noqa: ANN401 (mlflow.MlflowClient, imported late)
+    """MLflow's client of the store, silent about itself."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -150,7 +106,8 @@ def _log_metrics(client: Any, run_id: str, rounds: Sequence[Mapping[str, Any]], 
 
 
 @contextmanager
-def _told_as_tracking_error(layout: Layout | None) -> Iterator[None]:
+def told_as_tracking_error(layout: Layout | None) -> Iterator[None]:
+    """Make a failure of the store within the block a TrackingError of one line."""
     from mlflow.exceptions import MlflowException
 
     try:

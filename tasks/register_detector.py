@@ -10,20 +10,22 @@ from typing import Any
 import polars as pl
 
 from fl.hyperparameters import Tuning
-from fl.thresholds import label_free_threshold
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec
+from storage.layout import current
+from storage.registry import CHALLENGER, registered_name
+from storage.registry import register_detector as register
 from storage.stages import NewStage, Stage
-from storage.summaries import RunFacts, Summary, load_summary
-from storage.tracking import CHALLENGER, log_run
-from storage.tracking import register_detector as register
+from storage.summaries import RunFacts, Summary, load_summary, score_name
+from storage.tracking import log_run
+from tasks.run_pages import page_of_run
 from tasks.stage_task import Retry, stage
 
 
 @stage("register", unkeyed=("facts", "spec"), retry=Retry((ConnectionError,), times=2))
 def register_detector(
     new: NewStage,
-    model: Stage,
+    data: Mapping[str, Stage],
     trained: Stage,
     evaluated: Stage,
     report: Stage,
@@ -39,25 +41,59 @@ def register_detector(
 ) -> None:
     """Log parameters, metrics of every round, costs and figures; register the detector as a new challenger.
 
-    `store` tells one tracking store from another; `rules` holds the window, mask and token rules as used.
+    `data` are the stages of prepared data with the model; `store` tells one tracking store from another; `rules` holds
+    the window, mask and token rules as used.
     """
     summary = load_summary(report.file("report.json"))
     found = committed_rounds(Path(trained.path))[summary.findings["round"]]
-    base = {"name": model.counts["name"], "sha256": model.counts["weights_sha256"], "quantization": quantization}
+    model = data["model"].counts
+    base = {"name": model["name"], "sha256": model["weights_sha256"], "quantization": quantization}
     how = {"dataset": spec.model_dump(mode="json"), **rules, "model": base, "tuning": asdict(tuning), "seed": seed}
-    folder = _write_detector(new.path / "detector", found, summary.findings, _calibration(evaluated), how)
+    lineage = {"run_id": facts.run_id, "data": _fingerprints(data)}
+    folder = _write_detector(new.path / "detector", found, summary.findings, _calibration(evaluated), how | lineage)
+    shutil.copyfile(report.file("report.md"), folder / "report.md")
     files = [report.file("report.html"), report.file("report.json"), *sorted(Path(figures.path).glob("*.png"))]
-    tags = {"run_id": facts.run_id, "base_model": base["name"], "base_model_sha256": base["sha256"]}
+    tags = _tags(facts, found, base, data)
     run_id = log_run(facts.run_id, _flat(facts.config), _rounds(trained, summary), _metrics(summary), files, tags)
-    version = register(run_id, folder, tags | {"adapter_hash": found.adapter_hash})
+    version = register(registered_name(spec.name), run_id, folder, tags, _description(summary))
     (new.path / "version.json").write_text(json.dumps(asdict(version), indent=1))
     new.counts |= {"name": version.name, "version": version.version, "alias": CHALLENGER}
+
+
+def _fingerprints(data: Mapping[str, Stage]) -> dict[str, dict[str, str]]:
+    """Where in the stage store the prepared data lie, and what they are."""
+    return {name: {"stage": each.name, "key": each.key, "fingerprint": each.fingerprint} for name, each in data.items()}
+
+
+def _tags(facts: RunFacts, found: CommittedRound, base: Mapping[str, str], data: Mapping[str, Stage]) -> dict[str, str]:
+    """The way back from a version: the run, its page, its rounds, and the fingerprint of each stage of its data."""
+    return {
+        "run_id": facts.run_id,
+        **page_of_run(),
+        "rounds": str(current().run(facts.run_id) / "rounds"),
+        "round": str(found.number),
+        "adapter_hash": found.adapter_hash,
+        "base_model": base["name"],
+        "base_model_sha256": base["sha256"],
+        **{f"data_{name}": each.fingerprint for name, each in data.items() if name != "model"},
+    }
+
+
+def _description(summary: Summary) -> str:
+    """The detector in one line: model, score, and how well it does without labels."""
+    run, findings = summary.run, summary.findings
+    tuning = f"LoRA rank {run.rank}" if run.tuning == "lora" else f"tuning {run.tuning}"
+    found = findings["label_free"]
+    told = f"label-free F1 {found['f1']:.3f}" if found and found["f1"] is not None else "no labels to judge by"
+    return f"{run.model}, {tuning}, round {findings['round']} of {run.run_id}; {score_name(findings)}; {told}"
 
 
 def _write_detector(
     folder: Path, found: CommittedRound, findings: Mapping[str, Any], calibration: pl.DataFrame, how: Mapping[str, Any]
 ) -> Path:
-    """A detector's folder, as storage/detector.py reads it."""
+    """A detector's folder, as storage/judging.py reads it."""
+    from fl.thresholds import label_free_threshold
+
     folder.mkdir()
     shutil.copyfile(found.adapter, folder / "adapter.safetensors")
     calibration.write_parquet(folder / "calibration_scores.parquet")

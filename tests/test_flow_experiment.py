@@ -86,14 +86,15 @@ def test_the_run_folder_answers_queries(finished: tuple[RunConfig, str, Path]) -
 
 
 def test_the_registered_detector_scores_raw_lines_as_the_run_did(finished: tuple[RunConfig, str, Path]) -> None:
-    from storage.tracking import load_detector
+    from storage.registry import load_detector
 
     stages = finished[2] / "stages"
     [log] = stages.glob("download/*/HDFS.log")
     [windows] = stages.glob("tokenize/*/windows.parquet")
     known = pl.read_parquet(finished[2] / "runs" / finished[1] / "window_scores.parquet").drop_nulls("score")
     expected = known.join(pl.read_parquet(windows).select("window_id", "key"), on="window_id").select("key", "score")
-    found = pl.from_pandas(load_detector().predict(log.read_text().splitlines()))
+    judged = load_detector("models:/hdfs-sim@challenger").predict(log.read_text().splitlines())
+    found = pl.DataFrame([window.model_dump() for window in judged])
     both = expected.join(found, on="key")
     assert len(both) == len(expected) > 100
     assert (both["score"] - both["score_right"]).abs().max() < 1e-4
@@ -132,16 +133,34 @@ def test_a_run_is_called_by_what_it_is(finished: tuple[RunConfig, str, Path]) ->
 
 
 def test_tracking_has_every_round_and_a_challenger(finished: tuple[RunConfig, str, Path]) -> None:
-    from mlflow import MlflowClient
+    from storage.registry import CHALLENGER, find_version
+    from storage.tracking import tracking_client
 
-    from storage.tracking import CHALLENGER, DETECTOR, tracking_uri
-
-    client = MlflowClient(tracking_uri(Layout(finished[2])))
-    version = client.get_model_version_by_alias(DETECTOR, CHALLENGER)
-    assert version.tags["run_id"] == finished[1]
+    client = tracking_client()
+    version = find_version("hdfs-sim", CHALLENGER)
+    assert version is not None
     losses = client.get_metric_history(version.run_id, "held_out_loss")
     assert [metric.step for metric in losses] == [0, 1]
     assert client.get_run(version.run_id).data.params["federation.rounds"] == "1"
+
+
+def test_lineage_goes_from_a_version_to_its_run_data_and_rounds_and_back(finished: tuple[RunConfig, str, Path]) -> None:
+    from prefect.client.orchestration import get_client
+
+    from storage.registry import CHALLENGER, find_version
+
+    version = find_version("hdfs-sim", CHALLENGER)
+    assert version is not None
+    assert version.tags["run_id"] == finished[1]
+    assert (Path(version.tags["rounds"]) / "round-0001" / "adapter.safetensors").is_file()
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(version.tags["flow_run_id"]).parameters["config"]["preset"] == "demo"
+    cards = [json.loads(path.read_text()) for path in (finished[2] / "stages").glob("*/*/card.json")]
+    fingerprints = {card["name"]: card["fingerprint"] for card in cards}
+    for stage in ("download", "window", "mask", "split", "partition"):
+        assert version.tags[f"data_{stage}"] == fingerprints[stage]
+    [row] = [row for row in list_runs(Layout(finished[2])) if row["run_id"] == finished[1]]
+    assert row["detector"] == {"name": "hdfs-sim", "version": version.version}
 
 
 def test_the_detector_description_names_the_base_model_by_hash(finished: tuple[RunConfig, str, Path]) -> None:

@@ -17,7 +17,7 @@ PLACES = {
     "torch": lambda module: module.startswith("fl."),
     "transformers": lambda module: module.startswith("fl."),
     "peft": lambda module: module.startswith("fl."),
-    "mlflow": lambda module: module in {"storage.tracking", "storage.detector"},
+    "mlflow": lambda module: module in {"storage.tracking", "storage.registry", "storage.detector"},
     "flwr": lambda module: module in FLOWER,
     "ray": lambda module: module in FLOWER,
 }
