@@ -1,25 +1,43 @@
 """Attention over a pack of a prefix tree: each chain attends to its own path, so nothing is spent on other branches.
 
 Registered with transformers as the implementation `prefix_tree`. On a CPU, each chain's queries meet the keys gathered
-from its path by scaled_dot_product_attention: work in proportion to tokens x depth, not tokens x tokens. On other
-devices one dense ancestors-only mask over the pack is used, where many small calls would cost more than they save.
+from its path by scaled_dot_product_attention: work in proportion to tokens x depth, not tokens x tokens. On CUDA, where
+many small calls would cost more than they save, FlexAttention takes a whole pack at once and leaves out the blocks that
+hold no path; where it cannot be used, and on other devices, one dense ancestors-only mask over the pack is used.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl import flex_attention
 from fl.prefix_tree import Pack, ancestor_mask
 
 IMPLEMENTATION = "prefix_tree"
 _LONGEST_RUN = 128
 """Queries at a time: of a long chain's products with itself half would be masked away, runs leave most of them out."""
+_LONGEST_DENSE = 8192
+"""Tokens for which a dense mask is still affordable: 134 MB in bfloat16."""
+_ALIGNED = 16
+"""Dense masks are padded to a multiple of it: CUDA's kernel would otherwise copy the mask in every layer."""
+
+Kind = Literal["chains", "flex", "dense"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How packs of a model attend on a device, why, and how many tokens a pack may have for it."""
+
+    kind: Kind
+    reason: str
+    longest_pack: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,19 +56,56 @@ class ChainPlan:
 
 @dataclass(frozen=True)
 class TreePlan:
-    """How the tokens of a pack attend: chain by chain, or by one dense mask of shape (1, 1, T, T)."""
+    """How the tokens of a pack attend: chain by chain, by blocks, or by one dense additive mask (1, 1, T, T).
+
+    `length` is the number of tokens T that are computed: the pack's, or with some of padding that nothing attends to.
+    """
 
     chains: tuple[ChainPlan, ...]
+    blocks: Any
     dense: Tensor | None
+    length: int
+
+
+def choose_attention(config: Any, device: str, dtype: torch.dtype) -> Choice:  # noqa: ANN401
+    """How a model (`config`: its own) attends over packs on `device`; on CUDA the first call compiles and tries."""
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return _choose(device, dtype, heads, key_heads, width)
+
+
+@lru_cache(maxsize=8)
+def _choose(device: str, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> Choice:
+    if device.startswith("cpu"):
+        return Choice("chains", "chain by chain: on a CPU work in proportion to tokens x depth")
+    if not device.startswith("cuda"):
+        return Choice("dense", f"one dense mask: there is nothing better for {device}", _LONGEST_DENSE)
+    fault = flex_attention.fault(device, dtype, heads, key_heads, width)
+    if fault is None:
+        return Choice("flex", "FlexAttention: on CUDA one kernel takes all branches of a pack")
+    return Choice("dense", f"one dense mask: FlexAttention cannot be used ({fault})", _LONGEST_DENSE)
 
 
 def plan_attention(pack: Pack, config: Any, device: str, dtype: torch.dtype) -> TreePlan:  # noqa: ANN401
-    """The plan for `pack` on `device`; `config` is the model's, for its numbers of heads."""
-    if not device.startswith("cpu"):
-        mask = torch.from_numpy(ancestor_mask(pack)).to(device)
-        return TreePlan((), mask[None, None])
-    groups = config.num_attention_heads // config.num_key_value_heads
-    return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None)
+    """The plan for `pack` on `device`; `config` is the model's, for its heads."""
+    size = len(pack.token_ids)
+    kind = choose_attention(config, device, dtype).kind
+    if kind == "chains":
+        groups = config.num_attention_heads // config.num_key_value_heads
+        return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None, None, size)
+    if kind == "flex":
+        return TreePlan((), flex_attention.block_mask(pack, device), None, flex_attention.padded_length(size))
+    length = -(-size // _ALIGNED) * _ALIGNED
+    return TreePlan((), None, _dense_mask(pack, length, device, dtype), length)
+
+
+def _dense_mask(pack: Pack, length: int, device: str, dtype: torch.dtype) -> Tensor:
+    """Additive mask of the pack's paths; padding attends to itself, as a row without anything would give NaN."""
+    allowed = np.eye(length, dtype=bool)
+    size = len(pack.token_ids)
+    allowed[:size, :size] = ancestor_mask(pack)
+    mask = torch.zeros(length, length, dtype=dtype, device=device)
+    return mask.masked_fill_(~torch.from_numpy(allowed).to(device), float("-inf"))[None, None]
 
 
 def _plan_chains(pack: Pack, groups: int, dtype: torch.dtype) -> Iterator[ChainPlan]:
@@ -121,8 +176,13 @@ def _attend(
     **_: Any,  # noqa: ANN401 (what transformers passes to every implementation)
 ) -> tuple[Tensor, None]:
     """The interface of transformers: query (1, heads, T, d) to output (1, T, heads, d)."""
+    if tree.blocks is not None:
+        return flex_attention.attend(query, key, value, tree.blocks, scaling).transpose(1, 2), None
     if tree.dense is not None:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=tree.dense, scale=scaling, enable_gqa=True)
+        # Keys are repeated: with `enable_gqa` and a mask, torch falls back to a kernel that holds all scores in memory.
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=tree.dense, scale=scaling)
         return out.transpose(1, 2), None
     out = _TreeAttention.apply(query[0], key[0], value[0], tree, scaling)
     return out.transpose(0, 1)[None], None
@@ -147,12 +207,15 @@ def hidden_states(model: Any, pack: Pack) -> Tensor:  # noqa: ANN401 (any transf
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = core.model.embed_tokens.weight.device
     plan = plan_attention(pack, core.config, str(device), core.model.embed_tokens.weight.dtype)
-    return core.model(
-        input_ids=torch.from_numpy(pack.token_ids)[None].to(device),
-        position_ids=torch.from_numpy(pack.positions)[None].to(device),
+    size = len(pack.token_ids)
+    token_ids, positions = (np.pad(ids, (0, plan.length - size)) for ids in (pack.token_ids, pack.positions))
+    states = core.model(
+        input_ids=torch.from_numpy(token_ids)[None].to(device),
+        position_ids=torch.from_numpy(positions)[None].to(device),
         use_cache=False,
         tree=plan,
     ).last_hidden_state[0]
+    return states if plan.length == size else states[:size]
 
 
 def output_head(model: Any) -> torch.nn.Module:  # noqa: ANN401 (any transformers or PEFT causal model)
