@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fl.bases import put_squares
 from fl.errors import ModelError
 from fl.hyperparameters import Tuning
 from fl.model import LoadedModel
@@ -23,12 +24,14 @@ def attach_adapter(loaded: LoadedModel, tuning: Tuning, seed: int) -> torch.nn.M
     """The model with `tuning`'s weights trainable, sharing `loaded`'s base weights.
 
     LoRA's A is drawn from `seed`, B is 0. A former adapter is taken off first. Raises ModelError for full fine-tuning
-    of quantized weights and for target names the model does not have.
+    (or bases from its gradient) of quantized weights and for target names the model does not have.
     """
     _detach(loaded.model)
     if tuning.kind == "full" and loaded.quantization != "none":
         raise ModelError("Full fine-tuning needs unquantized weights; use quantization=none, or tuning.kind=lora.")
-    if tuning.kind != "lora":
+    if tuning.kind == "sb" and tuning.bases == "gradient" and loaded.quantization != "none":
+        raise ModelError("Bases from a gradient need unquantized weights; use quantization=none, or bases=weights.")
+    if not tuning.has_rank:
         for parameter in loaded.model.parameters():
             parameter.requires_grad_(tuning.kind == "full")
         return loaded.model
@@ -52,10 +55,35 @@ def _attach_lora(base: Any, tuning: Tuning, seed: int) -> torch.nn.Module:  # no
             adapted = get_peft_model(base, config)
         except ValueError as error:
             raise ModelError(f"Adapters cannot be attached to {', '.join(tuning.targets)}: {error}") from error
+    _choose_trained(adapted, tuning, seed)
     adapted.eval()
     # Past torch's own attribute setting, which would make the adapter a submodule of its own base.
     object.__setattr__(base, "attached_adapter", adapted)
     return adapted
+
+
+def _choose_trained(adapted: torch.nn.Module, tuning: Tuning, seed: int) -> None:
+    """Freeze what this kind of adapter does not train; `carried` marks what is part of the adapter all the same."""
+    if tuning.kind == "sb":
+        put_squares(adapted, tuning, seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name and tuning.kind == "ffa":
+            parameter.requires_grad_("lora_A" not in name)
+        is_base = "lora_" in name and tuning.kind == "sb" and tuning.bases == "gradient"
+        parameter.carried = is_base or (tuning.kind == "rolora" and parameter.requires_grad)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def trained_in_round(model: torch.nn.Module, tuning: Tuning, round_number: int) -> Iterator[None]:
+    """Train only what `tuning` trains in this round, for the time of a `with` block."""
+    before = [(name, parameter, parameter.requires_grad) for name, parameter in _carried(model).items()]
+    try:
+        for name, parameter, _ in before:
+            parameter.requires_grad_(tuning.trains(name, round_number))
+        yield
+    finally:
+        for _, parameter, trained in before:
+            parameter.requires_grad_(trained)
 
 
 def _detach(base: Any) -> None:  # noqa: ANN401 (any transformers model)
@@ -70,27 +98,33 @@ def _detach(base: Any) -> None:  # noqa: ANN401 (any transformers model)
 def without_adapter(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The untouched base model for the time of a `with` block, by switching LoRA layers off."""
     if hasattr(model, "disable_adapter"):
+        trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
         with model.disable_adapter():  # type: ignore[operator]
             yield model
+        for parameter, is_trained in trained.items():  # PEFT makes all of an adapter trainable again
+            parameter.requires_grad_(is_trained)
     else:
         yield model
 
 
 def adapter_arrays(model: torch.nn.Module) -> Arrays:
-    """The trained weights by name, float32, names sorted; empty for the untouched model."""
+    """The adapter's weights by name, float32, names sorted; empty for the untouched model.
+
+    Those that follow from model and seed everywhere, such as FFA-LoRA's A, are not among them.
+    """
     return {
         name: parameter.detach().to("cpu", torch.float32).numpy().copy()
-        for name, parameter in sorted(_trained(model).items())
+        for name, parameter in sorted(_carried(model).items())
     }
 
 
 def load_adapter_arrays(model: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Put `arrays` in the place of the trained weights; raises ModelError where a name or shape is not the model's."""
-    trained = _trained(model)
-    if missing := sorted(trained.keys() ^ arrays.keys()):
+    """Put `arrays` in the place of the adapter's; raises ModelError where a name or shape is not the model's."""
+    carried = _carried(model)
+    if missing := sorted(carried.keys() ^ arrays.keys()):
         raise ModelError(f"The adapter does not fit the model: {len(missing)} names differ, first {missing[0]!r}.")
     with torch.no_grad():
-        for name, parameter in trained.items():
+        for name, parameter in carried.items():
             array = arrays[name]
             if array.shape != tuple(parameter.shape):
                 raise ModelError(
@@ -99,13 +133,18 @@ def load_adapter_arrays(model: torch.nn.Module, arrays: Mapping[str, np.ndarray]
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
 
-def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Trainable parameters by the names of PEFT's adapter files (for full fine-tuning, the model's own)."""
+def _carried(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters by the names of PEFT's adapter files (for full fine-tuning, the model's own)."""
     return {
-        name.replace(".default.", "."): parameter
+        _file_name(name): parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad or getattr(parameter, "carried", False)
     }
+
+
+def _file_name(name: str) -> str:
+    name = name.replace(".default.", ".")
+    return name.replace(".lora_A.square", ".lora_R.weight").replace(".lora_A.base", ".lora_A.weight")
 
 
 def save_adapter(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:

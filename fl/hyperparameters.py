@@ -10,10 +10,18 @@ class Tuning:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
-    kind: Literal["lora", "full", "none"] = "lora"
-    """`lora` (low-rank adapters, arXiv 2106.09685), `full` (all weights, the paper's FFT), `none` (untouched, PT)."""
+    kind: Literal["lora", "ffa", "rolora", "sb", "full", "none"] = "lora"
+    """`lora` (low-rank adapters, arXiv 2106.09685), `full` (all weights, the paper's FFT), `none` (untouched, PT).
+
+    With exact averages and smaller messages: `ffa` (A stays as drawn from the seed, B is trained, arXiv 2403.12313),
+    `rolora` (B in odd rounds, A in even ones, arXiv 2502.01755), `sb` (rank x rank matrices between frozen bases, as
+    in Fed-SB, arXiv 2502.15436)."""
     rank: int = 8
     """Rank r of the LoRA matrices; the paper takes 2, 8, 32 and 128."""
+    bases: Literal["gradient", "weights", "random"] = "gradient"
+    """Bases of `sb`: `gradient`, singular vectors of the first update, as LoRA-SB (arXiv 2411.19557) has them, but of
+    one client's windows, sent down each round; `weights`, of the layer's own weights as in LoRA-XS (arXiv 2405.17604);
+    `random`. The last two follow at each client from model and seed."""
     alpha: int | None = None
     """LoRA scale numerator; none: twice the rank, as in the reference code."""
     dropout: float = 0.1
@@ -31,6 +39,17 @@ class Tuning:
     def scale_numerator(self) -> int:
         """Alpha as used: given, or twice the rank."""
         return self.alpha if self.alpha is not None else 2 * self.rank
+
+    @property
+    def has_rank(self) -> bool:
+        """Whether there are low-rank matrices at all."""
+        return self.kind not in {"full", "none"}
+
+    def trains(self, name: str, round_number: int) -> bool:
+        """Whether the adapter's array `name` is trained, and so sent up, in a round (counted from 1)."""
+        if self.kind == "rolora":
+            return ("lora_B" if round_number % 2 else "lora_A") in name
+        return self.kind != "sb" or "lora_R" in name
 
 
 @dataclass(frozen=True)
