@@ -51,7 +51,7 @@ class Judge:
         self.threshold = float(facts["threshold"])
         self.spec = DatasetSpec.model_validate(facts["dataset"])
         self._rule, self._masks = WindowRule.model_validate(facts["window"]), MaskRules.model_validate(facts["mask"])
-        self._tokens = TokenRule.model_validate(facts["tokens"])
+        self.tokens = TokenRule.model_validate(facts["tokens"])
         self.store = store or ScoreStore(None)
         self.store.add(self._calibrated())
 
@@ -103,11 +103,11 @@ class Judge:
     def compose(self, windows: Windows) -> list[Tokens]:
         """The tokens of each window; equal windows share theirs."""
         # A message has a token of its own or that of the separator, so that no more than these can be read.
-        most = self._tokens.max_tokens + 2 if self._tokens.separator.strip() else None
+        most = self.tokens.max_tokens + 2 if self.tokens.separator.strip() else None
         table = windows.table["messages"] if most is None else windows.table["messages"].list.head(most)
         sequences, places = _distinct(table)
         used = np.unique(np.concatenate(sequences)) if sequences else np.zeros(0, np.uint32)
-        composer = Composer(self.tokenizer, self._tokens, [windows.texts[number] for number in used.tolist()])
+        composer = Composer(self.tokenizer, self.tokens, [windows.texts[number] for number in used.tolist()])
         numbered = [np.searchsorted(used, sequence).astype(np.uint32) for sequence in sequences]
         tokens, _ = composer.tokens_of(numbered)
         return [tokens[place] for place in places]

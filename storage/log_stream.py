@@ -1,6 +1,5 @@
 """From pieces of a raw log to closed windows of masked messages, in bounded memory."""
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,11 +23,6 @@ _MANY_MESSAGES = 200_000
 """Distinct messages from which those that no open window has are forgotten."""
 
 
-def message_hash(text: str) -> int:
-    """The name of a masked message: the first 8 bytes of its BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 @dataclass
 class StreamCounts:
     """What was read."""
@@ -38,10 +32,6 @@ class StreamCounts:
     """Lines that are not of the detector's form, by reason."""
     outside: int = 0
     """Lines that are in no window."""
-    unseen_lines: int = 0
-    """Lines in windows whose masked message the training data do not hold."""
-    unseen: Counter[str] = field(default_factory=Counter)
-    """The most frequent of those messages."""
     closed_early: int = 0
     """Windows closed to keep within memory though they might have grown."""
     left_open: int = 0
@@ -80,14 +70,13 @@ class LogStream:
         closing: Closing | None = None,
         memory_bytes: int = 1 << 30,
         most_misread: float = 1.0,
-        known: frozenset[int] | None = None,
     ) -> None:
-        """`most_misread`: share of lines above which they do not fit; `known`: hashes of the messages of training."""
+        """`most_misread`: share of lines not of the form above which the log does not fit the detector."""
         spec = spec.model_copy(update={"label_file": None, "label_field": None})
         self._spec, self._rule, self._closing = spec, rule, closing or Closing()
         self._reader, self._masker = ChunkReader(spec, rule, None), Masker(masks, spec)
         self._open = OpenWindows(rule, self._closing)
-        self._memory, self._most_misread, self._known = memory_bytes, most_misread, known
+        self._memory, self._most_misread = memory_bytes, most_misread
         self._texts: dict[str, int] = {}
         self._offset = 0
         self.blocks = RawBlocks(spec.encoding)
@@ -128,16 +117,8 @@ class LogStream:
         self._offset += chunk.height
 
     def _numbered(self, texts: pl.Series) -> pl.Series:
-        """The messages' numbers; those that training does not know are counted."""
-        counted = texts.value_counts(name="lines").rename({texts.name: "text"})
-        if self._known is not None:
-            for text, lines in counted.iter_rows():
-                if message_hash(text) not in self._known:
-                    self.counts.unseen_lines += lines
-                    self.counts.unseen[text] += lines
-            if len(self.counts.unseen) > _MANY_MESSAGES:
-                self.counts.unseen = Counter(dict(self.counts.unseen.most_common(_MANY_MESSAGES // 2)))
-        distinct = counted["text"]
+        """The messages' numbers."""
+        distinct = texts.unique()
         numbers = [self._texts.setdefault(text, len(self._texts)) for text in distinct]
         return texts.replace_strict(distinct, pl.Series(numbers, dtype=pl.UInt32), return_dtype=pl.UInt32)
 

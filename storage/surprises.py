@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
-from storage.summaries import SurprisingMessage
+from storage.summaries import END_OF_WINDOW, SurprisingMessage
 
 Floats = npt.NDArray[np.float64]
 END = "(the window ends here)"
@@ -127,3 +128,28 @@ def _message(piece: _Piece, usual: UsualSurprise, read: Callable[[int], tuple[st
         token_usual=float(usual_tokens[worst]),
         expected=expected,
     )
+
+
+def token_reader(
+    tokenizer: Tokenizer, end_token_id: int, tokens: npt.NDArray[np.int64], predicted: npt.NDArray[np.int32]
+) -> Callable[[int], tuple[str, str]]:
+    """Says the i-th token that the model was asked for, and what it held for most probable there."""
+    asked = [*tokens[1:].tolist(), end_token_id]
+
+    def word(token: int) -> str:
+        if token == end_token_id:
+            return END_OF_WINDOW
+        return str(tokenizer.decode([token], skip_special_tokens=False))
+
+    return lambda i: (word(asked[i]), word(int(predicted[i, 0])))
+
+
+def sample_sequences(sequences: Sequence[Sequence[int]], wanted: Sequence[int], first: int, most: int) -> list[int]:
+    """The `first` sequences, and up to `most` in all the first that holds each wanted message not yet held."""
+    chosen = list(range(min(first, len(sequences))))
+    held = {message for index in chosen for message in sequences[index]}
+    for message in sorted(set(wanted) - held):
+        index = next((i for i in range(first, len(sequences)) if message in sequences[i]), None)
+        if index is not None and index not in chosen and len(chosen) < most:
+            chosen.append(index)
+    return chosen

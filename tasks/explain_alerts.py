@@ -1,7 +1,6 @@
 """Task: say which messages gave the most anomalous windows away."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,13 @@ from fl.hyperparameters import Tuning
 from storage.adapters import committed_rounds
 from storage.composer import load_tokenizer
 from storage.stages import NewStage, Stage
-from storage.summaries import END_OF_WINDOW, Alert, SurprisingMessage
-from storage.surprises import ScoredWindow, UsualSurprise, surprising_messages
+from storage.summaries import Alert, SurprisingMessage
+from storage.surprises import ScoredWindow, UsualSurprise, sample_sequences, surprising_messages, token_reader
 from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
 from tasks.stage_task import stage
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from fl.scoring import TokenScores
 
 _FREQUENT, _MOST = 16, 32
@@ -60,7 +57,7 @@ def explain_alerts(
     tokenizer = load_tokenizer(model.file("tokenizer.json"))
     alerts = []
     for i, found in enumerate(findings["most_anomalous"]):
-        read = _reader(tokenizer, loaded.end_token_id, tokens[i], scores.predicted[i])
+        read = token_reader(tokenizer, loaded.end_token_id, tokens[i], scores.predicted[i])
         messages = surprising_messages(scored[i], usual, read, by_token=findings["score"] == "max_token")
         alerts.append(_alert(rows[i], found, findings, normal, messages))
     (new.path / "alerts.json").write_text(json.dumps([alert.model_dump() for alert in alerts], indent=1))
@@ -94,17 +91,6 @@ def _normal_windows(tokenized: Stage, evaluated: Stage, message_ids: list[int]) 
     return distinct[chosen].lazy().join(_sequences(tokenized), on="sequence_id", maintain_order="left").collect()
 
 
-def sample_sequences(sequences: Sequence[Sequence[int]], wanted: Sequence[int], first: int, most: int) -> list[int]:
-    """The `first` sequences, and up to `most` in all the first that holds each wanted message not yet held."""
-    chosen = list(range(min(first, len(sequences))))
-    held = {message for index in chosen for message in sequences[index]}
-    for message in sorted(set(wanted) - held):
-        index = next((i for i in range(first, len(sequences)) if message in sequences[i]), None)
-        if index is not None and index not in chosen and len(chosen) < most:
-            chosen.append(index)
-    return chosen
-
-
 def _scored_windows(tokenized: Stage, rows: list[dict[str, Any]], scores: "TokenScores") -> list[ScoredWindow]:
     texts = dict(pl.read_parquet(tokenized.file("messages.parquet"), columns=["message_id", "text"]).iter_rows())
     return [
@@ -113,20 +99,6 @@ def _scored_windows(tokenized: Stage, rows: list[dict[str, Any]], scores: "Token
         )
         for row, logs in zip(rows, scores.log_probabilities, strict=True)
     ]
-
-
-def _reader(
-    tokenizer: "Tokenizer", end_token_id: int, tokens: np.ndarray, predicted: np.ndarray
-) -> Callable[[int], tuple[str, str]]:
-    """Says the i-th token that the model was asked for, and what it held for most probable there."""
-    asked = [*tokens[1:].tolist(), end_token_id]
-
-    def word(token: int) -> str:
-        if token == end_token_id:
-            return END_OF_WINDOW
-        return tokenizer.decode([token], skip_special_tokens=False)
-
-    return lambda i: (word(asked[i]), word(int(predicted[i, 0])))
 
 
 def _alert(

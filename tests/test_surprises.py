@@ -5,8 +5,7 @@ import pytest
 
 from fl.scoring import message_surprise
 from storage.summaries import SurprisingMessage
-from storage.surprises import END, ScoredWindow, UsualSurprise, surprising_messages
-from tasks.explain_alerts import sample_sequences
+from storage.surprises import END, ScoredWindow, UsualSurprise, sample_sequences, surprising_messages
 
 LONG, SHORT = "long", "short"
 STARTS = [0, 4, 6, 10]
