@@ -1,23 +1,30 @@
 """What is trained and sent: LoRA adapters, or all weights, as plain named arrays."""
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from fl.adapter_files import Arrays, adapter_hash, read_adapter, save_adapter
 from fl.bases import put_squares
 from fl.errors import ModelError
 from fl.hyperparameters import Tuning
 from fl.model import LoadedModel
 
-Arrays = dict[str, np.ndarray]
+__all__ = (
+    "Arrays",
+    "adapter_arrays",
+    "adapter_hash",
+    "attach_adapter",
+    "load_adapter_arrays",
+    "read_adapter",
+    "save_adapter",
+    "trained_in_round",
+    "without_adapter",
+)
 
 
 def attach_adapter(loaded: LoadedModel, tuning: Tuning, seed: int) -> torch.nn.Module:
@@ -145,27 +152,3 @@ def _carried(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def _file_name(name: str) -> str:
     name = name.replace(".default.", ".")
     return name.replace(".lora_A.square", ".lora_R.weight").replace(".lora_A.base", ".lora_A.weight")
-
-
-def save_adapter(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write `arrays` as a safetensors file."""
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, dict(metadata or {}))
-
-
-def read_adapter(path: Path) -> Arrays:
-    """The arrays of a safetensors file; raises ModelError when it is missing or damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is no readable adapter: {error}") from error
-
-
-def adapter_hash(arrays: Mapping[str, np.ndarray]) -> str:
-    """A name of 32 hex digits for the adapter's exact content (names, shapes, types, values)."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
