@@ -14,11 +14,9 @@ from fl.errors import DeviceError, LearningError
 from fl.hyperparameters import LocalTraining
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, build_tree, cut_packs, edge_slices
-from fl.tree_attention import hidden_states, output_head, tree_attention
+from fl.tree_attention import choose_attention, hidden_states, logit_rows, output_head, tree_attention
 
 Tell = Callable[[float, float | None, str], None]
-_LOGIT_ROWS = 256
-"""Rows of logits at a time: memory must not grow with tokens times vocabulary."""
 _BYTES_PER_STATE = 70
 """Memory in flight for a token, layer and hidden unit in float32 (measured: 1.2 MB a token for 30 x 576)."""
 _CPU_BUDGET_MB = 2500
@@ -137,7 +135,7 @@ def _backward(model: Any, pack: Pack, predicted: int) -> float:  # noqa: ANN401
     ends = hidden.detach().requires_grad_()
     # Through a whole tied head (full fine-tuning) the weight gathers its gradient slice by slice as well.
     loss = 0.0
-    for sources, edges, rows in edge_slices(pack, _LOGIT_ROWS):
+    for sources, edges, rows in edge_slices(pack, logit_rows(hidden.device)):
         part = _weighted_loss(
             head(ends[_on(hidden, sources)]),
             _on(hidden, rows),
@@ -176,7 +174,8 @@ def token_budget(loaded: LoadedModel, config: LocalTraining) -> int:
     budget = config.memory_budget_mb
     if budget is None and loaded.device.startswith("cuda"):
         budget = int(torch.cuda.get_device_properties(loaded.device).total_memory * _CUDA_SHARE / 1e6)
-    return max(64, int((budget or _CPU_BUDGET_MB) * 1e6 / per_token))
+    tokens = max(64, int((budget or _CPU_BUDGET_MB) * 1e6 / per_token))
+    return min(tokens, choose_attention(shape, loaded.device, getattr(torch, loaded.dtype)).longest_pack or tokens)
 
 
 def _optimizer(

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from fl.errors import DeviceError, ModelError
+from fl.tree_attention import choose_attention
 
 # Where mlflow is not installed, a folder of that name would still be found and switch transformers' integration on.
 os.environ.setdefault("DISABLE_MLFLOW_INTEGRATION", "TRUE")
@@ -180,6 +181,7 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    reasons["attention"] = choose_attention(model.config, where, dtype).reason
     return LoadedModel(
         model=model,
         device=where,
@@ -222,14 +224,19 @@ def _place(device: str) -> tuple[str, torch.dtype, dict[str, str]]:
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise DeviceError("No CUDA device is visible; use device=cpu or device=auto.")
-        return device, torch.bfloat16, {"dtype": "bfloat16: CUDA has units for it"}
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            return device, torch.float32, {"dtype": "float32: this GPU has no units for bfloat16"}
+        return device, torch.bfloat16, {"dtype": "bfloat16: this GPU has units for it"}
     return "cpu", torch.float32, {"dtype": "float32: on a CPU without bfloat16 units, bfloat16 is ten times slower"}
 
 
 def _quantization(asked: str, device: str, reasons: dict[str, str]) -> str:
     if asked == "auto":
-        chosen = "nf4" if device.startswith("cuda") else "none"
-        why = "4-bit on CUDA, as in the paper" if chosen == "nf4" else "on a CPU, 4-bit layers are slower"
+        chosen, why = "nf4", "4-bit on CUDA, as in the paper"
+        if not device.startswith("cuda"):
+            chosen, why = "none", "on a CPU, 4-bit layers are slower"
+        elif importlib.util.find_spec("bitsandbytes") is None:
+            chosen, why = "none", "bitsandbytes, which 4-bit layers need, is not installed"
         reasons["quantization"] = f"{chosen}: {why}"
         return chosen
     if asked not in {"none", "int8", "nf4"}:

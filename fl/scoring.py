@@ -15,7 +15,7 @@ import torch
 from fl.errors import ScoreError
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs, edge_slices
-from fl.tree_attention import hidden_states, output_head, tree_attention
+from fl.tree_attention import float_logits, hidden_states, logit_rows, output_head, tree_attention
 
 Tell = Callable[[float, float | None, str], None]
 KS = (1, 3, 5, 10)
@@ -23,8 +23,6 @@ SURPRISE_SCORES = ("mean_token", "max_token", "mean_message", "max_message")
 SCORE_NAMES = ("top_k", "unaligned", *SURPRISE_SCORES)
 _SMALLEST_PACK, _LARGEST_PACK = 2048, 8192
 """Tokens in a pack: large packs repeat few stems (4 % at 8,192 on HDFS), small ones tell of progress more often."""
-_LOGIT_ROWS = 256
-"""Rows of logits at a time: memory must not grow with tokens times vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def score_tokens(
     computed, done = 0, 0
     model.eval()
     with torch.inference_mode(), tree_attention(model):
-        for pack in cut_packs(tree, token_budget or _pack_size(tree)):
+        for pack in cut_packs(tree, token_budget or _pack_size(tree, loaded.device)):
             for edges, rank, log, best in _score_pack(model, pack, top):
                 ranks[edges], logs[edges], predicted[edges] = rank, log, best
             computed += len(pack.token_ids)
@@ -72,7 +70,10 @@ def score_tokens(
     return _by_window(tree, ranks, logs, predicted, computed)
 
 
-def _pack_size(tree: PrefixTree) -> int:
+def _pack_size(tree: PrefixTree, device: str) -> int:
+    # A GPU is through a large pack before progress could be told of.
+    if device.startswith("cuda"):
+        return _LARGEST_PACK
     return max(_SMALLEST_PACK, min(_LARGEST_PACK, tree.distinct_tokens // 30))
 
 
@@ -93,16 +94,28 @@ def _score_pack(
     """Edges of a pack with rank, log-probability and best predictions, a slice of logits at a time."""
     hidden = hidden_states(model, pack)
     head = output_head(model)
-    for sources, edges, row_of_edge in edge_slices(pack, _LOGIT_ROWS):
+    for sources, edges, row_of_edge in edge_slices(pack, logit_rows(hidden.device)):
         rows = torch.from_numpy(row_of_edge).to(hidden.device)
         target = torch.from_numpy(pack.edge_target[edges]).to(hidden.device)
-        logits = head(hidden[torch.from_numpy(sources).to(hidden.device)]).float()
+        logits = float_logits(head, hidden[torch.from_numpy(sources).to(hidden.device)])
         true = logits[rows, target]
-        # A comparison per edge, not per row: tokens that leave the same prefix have ranks of their own.
-        rank = torch.stack([(logits[row] > value).sum() for row, value in zip(rows.tolist(), true, strict=True)])
+        rank = _ranks(logits, rows, true)
         log = true - torch.logsumexp(logits, dim=-1)[rows]
         best = logits.topk(top, dim=-1).indices[rows]
         yield pack.edges[edges], rank.cpu().numpy(), log.cpu().numpy(), best.cpu().numpy()
+
+
+def _ranks(logits: torch.Tensor, rows: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """For each edge, how many tokens are more probable than its own: edges that leave the same node share a row."""
+    if logits.device.type == "cpu":
+        return torch.stack([(logits[row] > value).sum() for row, value in zip(rows.tolist(), true, strict=True)])
+    return ranks_at_once(logits, rows, true)
+
+
+def ranks_at_once(logits: torch.Tensor, rows: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """The ranks of many edges in a call, for GPUs, where a call for each takes longer than the model; copies rows."""
+    parts = zip(rows.split(len(logits)), true.split(len(logits)), strict=True)
+    return torch.cat([(logits[some] > value[:, None]).sum(1) for some, value in parts])
 
 
 def score_sequences(

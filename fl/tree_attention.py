@@ -69,16 +69,20 @@ class TreePlan:
 
 def choose_attention(config: Any, device: str, dtype: torch.dtype) -> Choice:  # noqa: ANN401
     """How a model (`config`: its own) attends over packs on `device`; on CUDA the first call compiles and tries."""
-    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    heads, key_heads = config.num_attention_heads, _key_heads(config)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return _choose(device, dtype, heads, key_heads, width)
+    return _choose(torch.device(device).type, dtype, heads, key_heads, width)
+
+
+def _key_heads(config: Any) -> int:  # noqa: ANN401
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 @lru_cache(maxsize=8)
 def _choose(device: str, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> Choice:
-    if device.startswith("cpu"):
+    if device == "cpu":
         return Choice("chains", "chain by chain: on a CPU work in proportion to tokens x depth")
-    if not device.startswith("cuda"):
+    if device != "cuda":
         return Choice("dense", f"one dense mask: there is nothing better for {device}", _LONGEST_DENSE)
     fault = flex_attention.fault(device, dtype, heads, key_heads, width)
     if fault is None:
@@ -91,7 +95,7 @@ def plan_attention(pack: Pack, config: Any, device: str, dtype: torch.dtype) -> 
     size = len(pack.token_ids)
     kind = choose_attention(config, device, dtype).kind
     if kind == "chains":
-        groups = config.num_attention_heads // config.num_key_value_heads
+        groups = config.num_attention_heads // _key_heads(config)
         return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None, None, size)
     if kind == "flex":
         return TreePlan((), flex_attention.block_mask(pack, device), None, flex_attention.padded_length(size))
@@ -221,3 +225,15 @@ def hidden_states(model: Any, pack: Pack) -> Tensor:  # noqa: ANN401 (any transf
 def output_head(model: Any) -> torch.nn.Module:  # noqa: ANN401 (any transformers or PEFT causal model)
     """The layer that turns hidden states into logits over the vocabulary."""
     return model.get_output_embeddings()
+
+
+def float_logits(head: torch.nn.Module, states: Tensor) -> Tensor:
+    """The logits of hidden states (rows, hidden size), computed in float32: in bfloat16 near ones would be ties."""
+    if type(head) is torch.nn.Linear and states.dtype != torch.float32:
+        return F.linear(states.float(), head.weight.float(), None if head.bias is None else head.bias.float())
+    return head(states).float()
+
+
+def logit_rows(device: torch.device) -> int:
+    """Rows of logits at a time: memory must not grow with tokens times vocabulary, and small slices idle a GPU."""
+    return 256 if device.type == "cpu" else 2048

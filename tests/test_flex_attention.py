@@ -216,6 +216,7 @@ def test_where_it_cannot_be_compiled_the_reason_is_one_line(monkeypatch: pytest.
     assert "triton" in str(flex_attention.fault("cpu", torch.float32, 6, 2, 16))
 
 
+@pytest.mark.long
 def test_packs_of_any_size_are_compiled_once_for_training_and_once_for_scoring(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -236,6 +237,31 @@ def test_packs_of_any_size_are_compiled_once_for_training_and_once_for_scoring(
             if trains:
                 out.sum().backward()
     assert counter.frame_count == 2
+
+
+def test_ranks_of_many_edges_at_once_are_those_of_each() -> None:
+    from fl.scoring import ranks_at_once
+
+    drawn = np.random.default_rng(4)
+    logits, rows = drawn.integers(0, 30, (7, 90)).astype(np.float32), np.sort(drawn.integers(0, 7, 25))
+    true = np.array([logits[row, drawn.integers(90)] for row in rows])
+    expected = [sorted(logits[row].tolist(), reverse=True).index(value) for row, value in zip(rows, true, strict=True)]
+    found = ranks_at_once(torch.from_numpy(logits), torch.from_numpy(rows), torch.from_numpy(true))
+    assert found.tolist() == expected
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded_into_ties() -> None:
+    from fl.tree_attention import float_logits
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 4000, bias=False).to(torch.bfloat16)
+    states = 20 * torch.randn(3, 64).to(torch.bfloat16)
+    logits = float_logits(head, states)
+    exact = states.double() @ head.weight.double().T
+    assert (logits - exact).abs().max() < 1e-4
+    assert all(
+        len(row.unique()) > 3950 > 2 * len(rounded.unique()) for row, rounded in zip(logits, head(states), strict=True)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from fl import model
 from fl.adapter import Tuning, adapter_arrays, attach_adapter
 from fl.errors import DeviceError, ModelError
 from fl.local_training import LocalTraining, train_locally
@@ -149,9 +150,19 @@ def test_a_cuda_device_that_is_not_there_is_named(tiny_model: Path) -> None:
 
 def test_the_device_decides_and_says_why(tiny_model: Path) -> None:
     loaded = load_model(tiny_model, "auto")
-    assert set(loaded.reasons) == {"dtype", "quantization"}
+    assert set(loaded.reasons) == {"dtype", "quantization", "attention"}
     if loaded.device == "cpu":
         assert (loaded.dtype, loaded.quantization) == ("float32", "none")
+
+
+def test_quantization_follows_from_the_device_and_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: dict[str, str] = {}
+    assert model._quantization("auto", "cuda", reasons) == "nf4"
+    monkeypatch.setattr(model.importlib.util, "find_spec", lambda _: None)
+    assert model._quantization("auto", "cuda", reasons) == "none"
+    assert "not installed" in reasons["quantization"]
+    with pytest.raises(DeviceError, match="bitsandbytes"):
+        model._quantization("nf4", "cuda", reasons)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
