@@ -1,0 +1,165 @@
+"""Where alerts go: JSON Lines, CSV or Parquet, by the file's ending. They hold raw lines, as the logs themselves do."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+import polars as pl
+
+from storage.alerts import FoundAlert, Identity
+from storage.errors import FormatError, StorageError
+from storage.summaries import SurprisingMessage
+from storage.tables import TableWriter
+
+ENDINGS = (".jsonl", ".csv", ".parquet")
+STANDARD_OUTPUT = "-"
+_TYPES: dict[Any, Any] = {str: pl.String, int: pl.UInt32}
+_REASON = pl.Struct(
+    {name: _TYPES.get(field.annotation, pl.Float64) for name, field in SurprisingMessage.model_fields.items()}
+)
+_SCHEMA: dict[str, Any] = {
+    "unusual": pl.String,
+    "window": pl.String,
+    "score": pl.Float64,
+    "threshold": pl.Float64,
+    "higher_than": pl.Float64,
+    "calibration_windows": pl.UInt32,
+    "site": pl.String,
+    "first_time": pl.Datetime("us"),
+    "last_time": pl.Datetime("us"),
+    "lines": pl.UInt32,
+    "truncated": pl.Boolean,
+    "reasons": pl.List(_REASON),
+    "raw": pl.List(pl.Struct({"file": pl.String, "line": pl.UInt64, "text": pl.String})),
+    "sequence_hash": pl.String,
+    "detector": pl.String,
+}
+"""Columns of a Parquet file; the keys of JSON Lines and the columns of CSV have the same names."""
+
+
+class _Sink(Protocol):
+    def write(self, alerts: Sequence[FoundAlert]) -> None: ...
+
+    def close(self, finished: bool) -> None: ...
+
+
+class AlertFile(AbstractContextManager["AlertFile"]):
+    """Takes alerts as they are found."""
+
+    def __init__(self, output: str | None, append: bool = False) -> None:
+        """`output`: a file, `-` for JSON Lines on standard output, or None; `append`: add what the file lacks.
+
+        Raises FormatError for an unknown ending, StorageError where the file cannot be written.
+        """
+        self._known: set[Identity] = set()
+        self._sink: _Sink | None = _JsonLines(sys.stdout) if output == STANDARD_OUTPUT else None
+        self._path = Path(output or "").expanduser()
+        if output is not None and self._sink is None:
+            self._sink = self._opened(append)
+
+    def _opened(self, append: bool) -> _Sink:
+        path = self._path
+        if path.suffix not in ENDINGS:
+            raise FormatError(f"{path} should end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}: that says its format.")
+        if append and path.suffix == ".parquet":
+            raise FormatError(f"{path} is Parquet, which nothing can be added to; write .jsonl or .csv.")
+        with _told_as_storage_error(path):
+            if path.suffix == ".parquet":
+                return _Parquet(path)
+            more = append and path.is_file() and path.stat().st_size > 0
+            self._known = set(_identities(path)) if more else set()
+            file = path.open("a" if more else "w", encoding="utf-8", newline="")
+            return _JsonLines(file) if path.suffix == ".jsonl" else _Csv(file, header=not more)
+
+    def add(self, alerts: Iterable[FoundAlert]) -> list[FoundAlert]:
+        """Write alerts, and give back those that the file did not hold before."""
+        fresh = [alert for alert in alerts if alert.identity not in self._known]
+        if self._sink is not None:
+            with _told_as_storage_error(self._path):
+                self._sink.write(fresh)
+        return fresh
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sink is not None:
+            with _told_as_storage_error(self._path):
+                self._sink.close(finished=error is None)
+
+
+class _JsonLines:
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, alerts: Sequence[FoundAlert]) -> None:
+        for alert in alerts:
+            self._file.write(json.dumps(alert.row(), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self, finished: bool) -> None:
+        if self._file is not sys.stdout:
+            self._file.close()
+
+
+class _Csv:
+    def __init__(self, file: TextIO, header: bool) -> None:
+        self._file = file
+        self._writer = csv.DictWriter(file, list(_SCHEMA))
+        if header:
+            self._writer.writeheader()
+
+    def write(self, alerts: Sequence[FoundAlert]) -> None:
+        for alert in alerts:
+            reasons = [f"{message.text} [{message.token}]" for message in alert.reasons or []]
+            raw = [line.text for line in alert.raw]
+            self._writer.writerow(alert.row() | {"reasons": "\n".join(reasons), "raw": "\n".join(raw)})
+        self._file.flush()
+
+    def close(self, finished: bool) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    """Half a Parquet file cannot be read, so it takes its name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}")
+        self._writer = TableWriter(self._part, _SCHEMA)
+
+    def write(self, alerts: Sequence[FoundAlert]) -> None:
+        rows = [{"unusual": alert.unusual, **alert.model_dump()} for alert in alerts]
+        self._writer.add(pl.DataFrame(rows, schema=_SCHEMA))
+
+    def close(self, finished: bool) -> None:
+        self._writer.close()
+        if finished:
+            self._part.replace(self._path)
+        else:
+            self._part.unlink()
+
+
+def _identities(path: Path) -> Iterator[Identity]:
+    """The alerts that a file of ours holds; raises FormatError where it is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
+            for row in rows:
+                yield row["window"], row["sequence_hash"], int(row["lines"])
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise FormatError(f"{path} does not hold alerts that could be added to; name another file.") from error
+
+
+@contextmanager
+def _told_as_storage_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"Cannot write {path}: {error.strerror}; check the folder and its space.") from error
