@@ -12,6 +12,7 @@ from urllib.error import URLError
 
 from storage.errors import TrackingError
 from storage.layout import Layout
+from storage.services import running
 from tasks.child_process import die_with_parent
 from tasks.run_pages import TEMPORARY
 
@@ -33,6 +34,10 @@ def quiet_environment(layout: Layout) -> None:
         # Before torch is imported: threads that spin for long take the cores from whatever else is busy.
         "GOMP_SPINCOUNT": "20000",
     }
+    services = running(layout)
+    if services is not None and services.phase == "up":
+        # What `atalaia up` keeps running here is used, unless the environment names other servers.
+        defaults |= {"PREFECT_API_URL": f"{services.prefect_url}/api", "MLFLOW_TRACKING_URI": services.mlflow_url}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
