@@ -15,6 +15,7 @@ from flows.prefect_api import last_runs
 from flows.processes import end_belonging, wait_for_end
 from flows.services import PROJECT, PlatformSettings
 from flows.settings import ConfigError
+from storage.databases import databases
 from storage.layout import Layout, current
 from storage.services import PlatformState, ServiceError, read_state, running, services_folder
 
@@ -42,6 +43,7 @@ def bring_up(settings: PlatformSettings, tell: Tell, *, foreground: bool) -> Non
     cannot be started; nothing is left running then.
     """
     layout = current()
+    databases(settings.database, layout)
     if foreground:
         from flows.supervisor import supervise
 
