@@ -35,9 +35,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# make bench ARCHIVE=HDFS_1.tar.gz
+# make bench ARCHIVE=HDFS_1.tar.gz REFERENCE=FL-LLM-AD QUICK=1: each may be left out. Without an archive a simulated log is
+# taken, without a checkout of GabrielTalasso/FL-LLM-AD what compares with it is skipped.
 bench: setup
-	$(BIN)/python -m benchmarks $(ARCHIVE)
+	$(BIN)/python -m benchmarks $(ARCHIVE) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(QUICK),--quick)
 
 # Needs PREFECT_API_URL, the address of a running Prefect server. A pool that is there already stays as it is.
 deploy: setup

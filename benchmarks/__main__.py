@@ -1,42 +1,55 @@
-"""`python -m benchmarks ARCHIVE`: run the benchmarks that need an archive of HDFS logs, and keep their figures.
+"""`python -m benchmarks [ARCHIVE]`: run the benchmarks and keep their figures in docs/results/bench-<date>.json.
 
-The archive may also be named by the environment variable ARCHIVE. Writes docs/results/bench-<date>.json.
+The archive holds HDFS logs; without one a simulated log is taken. What compares with the reference's code is skipped
+without --reference. --quick shows that all of it works, and keeps nothing. A file of the same day is added to.
 """
 
 import json
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.command_line import given_options, options
 from storage.runs import hardware, versions
 
-BENCHMARKS = ("preparation", "sharing")
+BENCHMARKS = ("token_counts", "preparation", "aggregation", "limit", "growth", "training", "scoring")
+"""Shortest first."""
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
 def main() -> int:
-    """Run each benchmark in a process of its own; 2 where no archive is named, 1 where a benchmark fails."""
-    archive = sys.argv[1] if len(sys.argv) == 2 else os.environ.get("ARCHIVE")
-    if not archive or not Path(archive).is_file():
-        print("Name an archive of HDFS logs: make bench ARCHIVE=HDFS_1.tar.gz", file=sys.stderr)
-        return 2
-    figures: dict[str, object] = {"date": datetime.now(UTC).date().isoformat(), "hardware": hardware()}
-    figures["versions"] = versions()
-    for name in BENCHMARKS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        run = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", archive], stdout=subprocess.PIPE, text=True, check=False
-        )
-        if run.returncode:
-            return 1
-        figures[name] = json.loads(run.stdout)
-        print(run.stdout)
-    path = RESULTS / f"bench-{figures['date']}.json"
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    """Run each benchmark in a process of its own, keep its figures at once; 1 where one failed."""
+    parser = options(__doc__)
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="run just these")
+    given = given_options(parser)
+    arguments = [str(given.archive)] if given.archive else []
+    arguments += ["--reference", str(given.reference)] if given.reference else []
+    arguments += ["--model", given.model] if given.model else []
+    arguments += ["--quick"] if given.quick else []
+    failed = [name for name in BENCHMARKS if name in given.only and not _run(name, arguments, keep=not given.quick)]
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run(name: str, arguments: list[str], keep: bool) -> bool:
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(run.stdout)
+    if run.returncode == 0 and keep:
+        _keep(name, json.loads(run.stdout))
+    return run.returncode == 0
+
+
+def _keep(name: str, figures: dict[str, object]) -> None:
+    date = datetime.now(UTC).date().isoformat()
+    path = RESULTS / f"bench-{date}.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept |= {"date": date, "hardware": hardware(), "versions": versions(), name: figures}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"Written to {path}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

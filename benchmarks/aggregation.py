@@ -4,7 +4,6 @@ Clients reply with an adapter of the model (LoRA, rank 8), each with other value
 equation 1, for each number of clients in a process of its own, so that its peak of memory is its own.
 """
 
-import multiprocessing
 import sys
 import time
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.command_line import Size, given_options, model_folder, options, tell
-from benchmarks.memory import peak_mb
+from benchmarks.processes import in_fresh_process, peak_mb
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -63,14 +62,11 @@ def main() -> None:
             repeats=Size(3, 1, "repetitions of each"),
         )
     )
-    fresh = multiprocessing.get_context("spawn")
-    with fresh.Pool(1) as pool:
-        shapes = pool.apply(adapter_shapes, (given.model,))
+    shapes = in_fresh_process(adapter_shapes, given.model)
     found = []
     for count in given.clients:
         print(f"{count} clients", file=sys.stderr)
-        with fresh.Pool(1) as pool:
-            found.append(pool.apply(combine, (shapes, count, given.repeats)))
+        found.append(in_fresh_process(combine, shapes, count, given.repeats))
     tell({"reply_bytes": sum(4 * int(np.prod(shape)) for shape in shapes.values()), "clients": found})
 
 

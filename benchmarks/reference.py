@@ -50,7 +50,7 @@ def prepare(checkout: Path, place: Path) -> dict[str, float]:
     scripts = checkout.resolve() / "dataset"
     sys.path.insert(0, str(scripts))
     work = place / "dataset"
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     os.chdir(work)
     seconds = {}
     for name in SCRIPTS:

@@ -65,6 +65,8 @@ class StepClock(TrainerCallback):
         self.begin = time.perf_counter()
 
     def on_step_end(self, *_: object, **__: object) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.begin
 
 

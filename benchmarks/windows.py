@@ -3,16 +3,12 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
-from storage.archives import fetch
-from storage.composer import TokenRule
-from storage.datasets import DatasetConfig, DatasetSpec, resolve
-from storage.masks import mask_log
-from storage.tokens import tokenize_windows
-from storage.windows import window_log
+if TYPE_CHECKING:
+    from storage.datasets import DatasetConfig, DatasetSpec
 
 SIMULATED_BLOCKS = 11_501
 """As many windows as the 2 % sample of HDFS has."""
@@ -47,15 +43,20 @@ class LogWindows:
         return sum(len(self.token_ids[number]) for number in numbers)
 
 
-def log_source(archive: Path | None) -> DatasetConfig:
+def log_source(archive: Path | None) -> "DatasetConfig":
     """The archive's log; without one, a simulated log of the size of the 2 % sample."""
+    from storage.datasets import DatasetConfig
+
     if archive is None:
         return DatasetConfig(name="hdfs-sim", blocks=SIMULATED_BLOCKS)
     return DatasetConfig(name="hdfs", source=str(archive))
 
 
-def fetch_log(archive: Path | None, into: Path, downloads: Path) -> DatasetSpec:
+def fetch_log(archive: Path | None, into: Path, downloads: Path) -> "DatasetSpec":
     """Put the raw log and its labels into a folder."""
+    from storage.archives import fetch
+    from storage.datasets import resolve
+
     config = log_source(archive)
     spec = resolve(config)
     fetch(config, spec, into, downloads)
@@ -64,6 +65,14 @@ def fetch_log(archive: Path | None, into: Path, downloads: Path) -> DatasetSpec:
 
 def read_windows(archive: Path | None, tokenizer: Path) -> LogWindows:
     """All windows of the archive's or the simulated log, by the rules for HDFS."""
+    # Here, as measurements of windows made elsewhere do without what reads logs.
+    import polars as pl
+
+    from storage.composer import TokenRule
+    from storage.masks import mask_log
+    from storage.tokens import tokenize_windows
+    from storage.windows import window_log
+
     with tempfile.TemporaryDirectory() as place:
         raw, windows, masks, tokens = (Path(place) / name for name in ("raw", "windows", "masks", "tokens"))
         for folder in (raw, windows, masks, tokens):
