@@ -1,7 +1,7 @@
 """How the replies of a round become the next adapter: weighted FedAvg, or as a value another of Flower's strategies."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import (
     QFedAvg,
 )
 
+from fl.averaging import weighted_mean
 from fl.errors import FederationError
 from fl.federation import Federation
 
@@ -54,21 +55,6 @@ class Reply:
     metrics: dict[str, float] = field(default_factory=dict)
     """The other numbers the client sent."""
     bytes_up: int = 0
-
-
-def weighted_mean(arrays: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> Arrays:
-    """Equation 1: the mean weighted by n_i / n, summed in float64 in the order given and returned as float32."""
-    total = float(sum(weights))
-    return {
-        name: (
-            sum(
-                (part[name].astype(np.float64) * weight for part, weight in zip(arrays, weights, strict=True)),
-                start=np.zeros(arrays[0][name].shape),
-            )
-            / total
-        ).astype(np.float32)
-        for name in arrays[0]
-    }
 
 
 def aggregate(
