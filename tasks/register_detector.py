@@ -13,6 +13,7 @@ from fl.hyperparameters import Tuning
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec
 from storage.layout import current
+from storage.normal_windows import write_normal_windows
 from storage.registry import CHALLENGER, registered_name
 from storage.registry import register_detector as register
 from storage.stages import NewStage, Stage
@@ -42,7 +43,7 @@ def register_detector(
     """Log parameters, metrics of every round, costs and figures; register the detector as a new challenger.
 
     `data` are the stages of prepared data with the model; `store` tells one tracking store from another; `rules` holds
-    the window, mask and token rules as used.
+    the window, mask and token rules as used, and how windows were scored.
     """
     summary = load_summary(report.file("report.json"))
     found = committed_rounds(Path(trained.path))[summary.findings["round"]]
@@ -52,6 +53,7 @@ def register_detector(
     lineage = {"run_id": facts.run_id, "data": _fingerprints(data)}
     folder = _write_detector(new.path / "detector", found, summary.findings, _calibration(evaluated), how | lineage)
     shutil.copyfile(report.file("report.md"), folder / "report.md")
+    write_normal_windows(folder, Path(data["tokenized"].path), evaluated.file("window_scores.parquet"))
     files = [report.file("report.html"), report.file("report.json"), *sorted(Path(figures.path).glob("*.png"))]
     tags = _tags(facts, found, base, data)
     run_id = log_run(facts.run_id, _flat(facts.config), _rounds(trained, summary), _metrics(summary), files, tags)
@@ -113,8 +115,8 @@ def _write_detector(
 
 def _calibration(evaluated: Stage) -> pl.DataFrame:
     """The calibration windows' scores: what the label-free threshold came from, and drift is measured against."""
-    scores = pl.read_parquet(evaluated.file("window_scores.parquet"), columns=["split", "score"])
-    return scores.filter(pl.col("split") == "calibration").select("score")
+    scores = pl.read_parquet(evaluated.file("window_scores.parquet"), columns=["sequence_hash", "split", "score"])
+    return scores.filter(pl.col("split") == "calibration").select("sequence_hash", "score")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
