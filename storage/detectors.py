@@ -40,7 +40,7 @@ def chosen_detector(model: str | None, run_id: str | None, layout: Layout) -> It
     elif model is not None and (Path(model) / "detector.json").is_file():
         yield ChosenDetector(Path(model), str(model), "as asked, a folder")
     else:
-        version, why = _registered(model, layout)
+        version, why = registered_version(model, layout)
         with detector_folder(version, layout) as folder:
             yield ChosenDetector(folder, version.called, why)
 
@@ -53,7 +53,8 @@ def detector_of_run(run_id: str, layout: Layout) -> Path:
     raise SourceError(f"There is no detector of a run {run_id!r} here; `atalaia runs` lists the runs.")
 
 
-def _registered(model: str | None, layout: Layout) -> tuple[Version, str]:
+def registered_version(model: str | None, layout: Layout) -> tuple[Version, str]:
+    """The version that `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `NAME` means, and how it came to be chosen."""
     if model is None:
         return _newest(layout)
     found = _URI.fullmatch(model)
