@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from flows.promote_command import detectors, promote, rollback
 from flows.services_commands import down, status, up
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def query(
     show_query(sql, view)
 
 
-for service_command in (up, down, status):
+for service_command in (up, down, status, promote, rollback, detectors):
     app.command()(service_command)
 
 

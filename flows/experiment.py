@@ -9,7 +9,7 @@ from flows.config import RunConfig
 from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import command_of
-from flows.train import run_id_of, train_where_possible
+from flows.train import run_id_of, starting_adapter, train_where_possible
 from storage.datasets import resolve
 from storage.runs import hardware, now, read_record, record_run, record_version, versions
 from storage.stages import Stage
@@ -23,12 +23,18 @@ from tasks.window_logs import reading_facts
 
 
 @flow(name="experiment", flow_run_name=run_name, persist_result=False)
-def experiment(config: RunConfig) -> str:
-    """Prepare, train, score, judge, report and register; the run's id."""
+def experiment(config: RunConfig, start_from: str | None = None) -> str:
+    """Prepare, train, score, judge, report and register; the run's id.
+
+    Args:
+        config: The run: a preset, and what differs from it.
+        start_from: A registered detector to train on from, such as models:/hdfs@champion; none: an untrained adapter.
+    """
     prepared = prepare_data(config)
-    run_id = run_id_of(config, prepared)
-    with _recorded(config, run_id) as facts:
-        trained = train_where_possible(config, prepared, run_id)
+    start = starting_adapter(config, prepared, start_from)
+    run_id = run_id_of(config, prepared, start)
+    with _recorded(config, run_id, start) as facts:
+        trained = train_where_possible(config, prepared, run_id, start)
         judged = judge(config, prepared, trained)
         written, figures = report(config, prepared, trained, judged, facts)
         register(config, prepared, trained, judged, written, figures, facts)
@@ -71,6 +77,7 @@ def register(
         "window": (config.window or spec.window).model_dump(mode="json"),
         "mask": (config.mask or spec.mask).model_dump(mode="json"),
         "tokens": config.tokens.model_dump(mode="json"),
+        "scoring": {"ks": list(config.scoring.ks), "device": config.model.device},
     }
     registered = register_detector(
         vars(prepared),
@@ -92,9 +99,14 @@ def register(
 
 
 @contextmanager
-def _recorded(config: RunConfig, run_id: str) -> Iterator[RunFacts]:
+def _recorded(config: RunConfig, run_id: str, start: Stage | None) -> Iterator[RunFacts]:
     """Keep the run's record up to date: running, then finished or failed."""
     facts = _run_facts(config, run_id)
+    if start is not None:
+        from_where = (
+            f"{start.counts['name']} version {start.counts['version']}; what is called untouched here is that one"
+        )
+        facts = facts.model_copy(update={"reasons": facts.reasons | {"training starts from": from_where}})
     record_run(facts)
     try:
         yield facts

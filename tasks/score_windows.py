@@ -40,7 +40,7 @@ def score_windows(
     """Score each distinct sequence of calibration, validation and test once per adapter."""
     sequences = _judged_sequences(tokenized, split)
     chosen = [found for found in committed_rounds(Path(trained.path)) if found.number in set(rounds)]
-    scorer = _Scorer(model, tuning, seed, tuple(ks), quantization, device)
+    scorer = Scorer(model, tuning, seed, tuple(ks), quantization, device)
     computed, seconds = 0, 0.0
     for position, found in enumerate(chosen):
         tell = _part(progress_of("score"), position, len(chosen), found.number)
@@ -79,7 +79,7 @@ def _part(progress: Progress, position: int, parts: int, number: int) -> Progres
     return tell
 
 
-class _Scorer:
+class Scorer:
     """Scores by adapter; the model is loaded when the first sequence has none yet."""
 
     def __init__(

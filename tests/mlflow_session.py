@@ -75,8 +75,15 @@ def tracking_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield tmp_path / "server"
 
 
-def write_detector(folder: Path, model: Path, home: Layout, seed: int = 7, **changes: Any) -> Path:  # noqa: ANN401
-    """The folder of an untrained detector for the simulated log, with what differs in its description."""
+def write_detector(
+    folder: Path,
+    model: Path,
+    home: Layout,
+    seed: int = 7,
+    noise: float = 0.0,
+    **changes: Any,  # noqa: ANN401
+) -> Path:
+    """The folder of a detector for the simulated log, with what differs in its description; `noise` trains it badly."""
     from fl.adapter import adapter_arrays, adapter_hash, attach_adapter, save_adapter
     from fl.hyperparameters import Tuning
     from fl.model import load_model, prepare_model
@@ -85,6 +92,8 @@ def write_detector(folder: Path, model: Path, home: Layout, seed: int = 7, **cha
     spec = resolve(DatasetConfig(name="hdfs-sim"))
     folder.mkdir(parents=True)
     arrays = adapter_arrays(attach_adapter(load_model(base), Tuning(rank=2), seed))
+    generator = np.random.default_rng(seed)
+    arrays = {n: a + generator.normal(0, noise, a.shape).astype(np.float32) for n, a in arrays.items()}
     save_adapter(folder / "adapter.safetensors", arrays)
     pl.DataFrame({"score": np.linspace(0.0, 1.0, 100)}).write_parquet(folder / "calibration_scores.parquet")
     facts: dict[str, Any] = {

@@ -10,16 +10,16 @@ from fl.model import load_model
 from storage.adapters import CommittedRound, commit_round
 from storage.stages import Stage, new_stage
 from tasks.prepare_model import prepare_model
-from tasks.score_windows import _Scorer
+from tasks.score_windows import Scorer
 
 
 @pytest.fixture
-def scorer(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Scorer:
+def scorer(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scorer:
     monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / "home"))
     with new_stage(tmp_path, "model", "key") as new:
         prepare_model._write(new, str(tiny_model))
     model: Stage = new.done
-    return _Scorer(model, Tuning(), 0, (1, 3), "none", "cpu")
+    return Scorer(model, Tuning(), 0, (1, 3), "none", "cpu")
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def _sequences(hashes: list[str]) -> pl.DataFrame:
     return pl.DataFrame({"sequence_id": range(len(hashes)), **rows})
 
 
-def test_sequences_that_are_equal_once_truncated_are_scored_once(scorer: _Scorer, untouched: CommittedRound) -> None:
+def test_sequences_that_are_equal_once_truncated_are_scored_once(scorer: Scorer, untouched: CommittedRound) -> None:
     table, computed = scorer.scores(untouched, _sequences(["a", "b", "a"]), lambda *_: None)
     assert computed == 2
     assert table["sequence_id"].to_list() == [0, 1, 2]
     assert table["mean_token"][0] == table["mean_token"][2]
 
 
-def test_what_was_scored_before_is_looked_up(scorer: _Scorer, untouched: CommittedRound) -> None:
+def test_what_was_scored_before_is_looked_up(scorer: Scorer, untouched: CommittedRound) -> None:
     first, _ = scorer.scores(untouched, _sequences(["a", "b"]), lambda *_: None)
     again, computed = scorer.scores(untouched, _sequences(["b", "c", "a"]), lambda *_: None)
     assert computed == 1

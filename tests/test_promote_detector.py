@@ -1,0 +1,213 @@
+"""Promotion: both detectors on the same windows of real stages, by labels and without, refused where it cannot be."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from mlflow_session import write_detector
+
+from fl.adapter import adapter_arrays, adapter_hash, attach_adapter, load_adapter_arrays, read_adapter
+from fl.hyperparameters import Tuning
+from fl.model import load_model, prepare_model
+from fl.scoring import score_sequences
+from fl.thresholds import metrics_at
+from storage.adapters import commit_round
+from storage.datasets import HDFS_SIM
+from storage.errors import RegistryError
+from storage.hdfs_generator import generate
+from storage.layout import Layout
+from storage.masks import MaskRules, mask_log
+from storage.registry import CHAMPION, find_version, register_detector
+from storage.stages import Stage, new_stage
+from storage.tokens import TokenRule, tokenize_windows
+from storage.tracking import log_run, tracking_client
+from storage.windows import window_log
+from tasks.promote_detector import promote
+
+BLOCKS, ANOMALIES = 60, 22
+TOKENS = TokenRule(max_tokens=96)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return Layout(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(autouse=True)
+def _default_store(home: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("ATALAIA_HOME", str(home.home))
+
+
+@pytest.fixture(scope="module")
+def data(home: Layout, tiny_model: Path) -> dict[str, Stage]:
+    """The stages of prepared data: half of the windows are for validation, half for calibration."""
+    spec = HDFS_SIM.model_copy(update={"label_file": None})
+    found: dict[str, Stage] = {}
+    with new_stage(home.stages, "download", "k") as new:
+        generate(new.path, BLOCKS, 0)
+    found["download"] = new.done
+    raw = new.done.file(spec.raw_name)
+    with new_stage(home.stages, "window", "k") as new:
+        window_log(raw, spec, spec.window, None, new.path)
+    found["window"] = new.done
+    with new_stage(home.stages, "mask", "k") as new:
+        mask_log(raw, Path(found["window"].path), spec, MaskRules(preset="hdfs"), new.path)
+    found["mask"] = new.done
+    tokenizer = prepare_model(str(tiny_model), home.models) / "tokenizer.json"
+    with new_stage(home.stages, "tokenize", "k") as new:
+        tokenize_windows(Path(found["window"].path), Path(found["mask"].path), tokenizer, TOKENS, new.path)
+    found["tokenized"] = new.done
+    with new_stage(home.stages, "split", "k") as new:
+        ids = pl.read_parquet(found["tokenized"].file("windows.parquet"), columns=["window_id"])
+        names = ["validation" if number % 2 else "calibration" for number in range(len(ids))]
+        ids.with_columns(pl.Series("split", names)).write_parquet(new.path / "splits.parquet")
+    found["split"] = new.done
+    found["model"] = Stage("model", "k", "", "weights", {})
+    return found
+
+
+def _labelled(data: Mapping[str, Stage], home: Layout, key: str, anomalous: np.ndarray) -> dict[str, Stage]:
+    """The same data with labels: the windows with these numbers are anomalous."""
+    with new_stage(home.stages, "tokenize", key) as new:
+        for path in Path(data["tokenized"].path).glob("*.parquet"):
+            table = pl.read_parquet(path)
+            if path.name == "windows.parquet":
+                labels = pl.col("window_id").is_in(anomalous.tolist()).cast(pl.Int8)
+                table = table.with_columns(labels.alias("label"))
+            table.write_parquet(new.path / path.name)
+    return {**data, "tokenized": new.done}
+
+
+def _scores(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage]) -> np.ndarray:
+    """Each window's mean surprise by the adapter in a folder, straight from the scoring."""
+    loaded = load_model(prepare_model(str(model), home.models))
+    adapted = attach_adapter(loaded, Tuning(rank=2), 0)
+    load_adapter_arrays(adapted, read_adapter(folder / "adapter.safetensors"))
+    sequences = pl.read_parquet(data["tokenized"].file("sequences.parquet"))
+    ids, starts = ([row.to_numpy() for row in sequences[name]] for name in ("token_ids", "message_starts"))
+    windows = pl.read_parquet(data["tokenized"].file("windows.parquet"))
+    return score_sequences(adapted, loaded, ids, starts, (1,))["mean_token"][windows["sequence_id"].to_numpy()]
+
+
+def _facts(data: Mapping[str, Stage]) -> dict[str, Any]:
+    kept = {name: {"stage": each.name, "key": each.key, "fingerprint": each.fingerprint} for name, each in data.items()}
+    return {"data": kept, "run_id": "r1", "scoring": {"ks": [1], "device": "auto"}, "tokens": TOKENS.model_dump()}
+
+
+def _folder(home: Layout, model: Path, name: str, data: Mapping[str, Stage], **how: Any) -> Path:  # noqa: ANN401
+    return write_detector(home.home / name, model, home, **_facts(data), **how)
+
+
+def _register(name: str, folder: Path) -> str:
+    version = register_detector(name, log_run("r1", {}, [], {}, [], {}), folder, {"run_id": "r1"})
+    return version.version
+
+
+def _comparison(name: str, version: str, against: str) -> dict[str, Any]:
+    found = find_version(name, version)
+    assert found is not None
+    path = tracking_client().download_artifacts(found.run_id, f"comparison/against-{against}.json")
+    content: dict[str, Any] = json.loads(Path(path).read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def judged(
+    home: Layout, data: dict[str, Stage], tiny_model: Path
+) -> tuple[dict[str, Stage], float, np.ndarray, np.ndarray]:
+    """Labelled data by which one badly trained adapter (seed 1) is perfect at the threshold given, and both scores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATALAIA_HOME", str(home.home))
+        good = _scores(_folder(home, tiny_model, "good", data, seed=1, noise=0.2), tiny_model, home, data)
+        bad = _scores(_folder(home, tiny_model, "bad", data, seed=2, noise=0.2), tiny_model, home, data)
+    validation = np.arange(1, len(good), 2)
+    threshold = float(np.sort(good[validation])[-ANOMALIES - 1])
+    labelled = _labelled(data, home, "labelled", np.flatnonzero(good > threshold))
+    return labelled, threshold, good, bad
+
+
+def test_the_better_one_on_the_same_labelled_windows_becomes_champion(
+    home: Layout, tiny_model: Path, judged: tuple[dict[str, Stage], float, np.ndarray, np.ndarray]
+) -> None:
+    data, threshold, good, bad = judged
+    validation = np.arange(1, len(good), 2)
+    expected = metrics_at(bad[validation], (good > threshold)[validation], threshold).f1
+    assert expected < 0.99
+    first = _register("labels", _folder(home, tiny_model, "l1", data, seed=2, noise=0.2, threshold=threshold))
+    assert promote("labels", force=True).promoted
+    second = _register("labels", _folder(home, tiny_model, "l2", data, seed=1, noise=0.2, threshold=threshold))
+    found = promote("labels", margin=0.005)
+    assert found.promoted
+    assert f"F1 1.000 against {expected:.3f} of labels version {first}" in found.line
+    kept = _comparison("labels", second, f"version-{first}")
+    assert (kept["promoted"], kept["line"], kept["challenger"]["f1"]) == (True, found.line, 1.0)
+    assert kept["champion"]["f1"] == pytest.approx(expected)
+    champion = find_version("labels", CHAMPION)
+    assert champion is not None
+    assert (champion.version, champion.tags["comparison"]) == (second, found.line)
+    assert promote("labels", second).line.endswith("is the champion already.")
+
+    third = _register("labels", _folder(home, tiny_model, "l3", data, seed=1, noise=0.2, threshold=threshold))
+    equal = promote("labels")
+    assert not equal.promoted
+    assert "+0.000" in equal.line
+    assert find_version("labels", CHAMPION) == champion
+    assert not _comparison("labels", third, f"version-{second}")["promoted"]
+
+
+def test_without_labels_the_first_champion_must_predict_better_than_the_untouched_model(
+    home: Layout, tiny_model: Path, data: dict[str, Stage]
+) -> None:
+    loaded = load_model(prepare_model(str(tiny_model), home.models))
+    untouched = adapter_arrays(attach_adapter(loaded, Tuning(rank=2), 7))
+    commit_round(home.run("r1"), 0, untouched, adapter_hash(untouched), [], {"round": 0})
+    _register("floor", _folder(home, tiny_model, "f1", data, seed=7))
+    same = promote("floor")
+    assert not same.promoted
+    assert "of the untouched model" in same.line
+    assert "no labelled anomalies" in same.line
+    figures = _comparison("floor", "1", "untouched-model")
+    assert figures["challenger"]["loss"] == pytest.approx(figures["champion"]["loss"])
+    # Every window is above a threshold of 0.
+    assert figures["challenger"]["alerts"] == 1.0
+    assert find_version("floor", CHAMPION) is None
+
+
+def test_a_champion_with_other_masks_reads_the_same_windows_its_own_way(
+    home: Layout, tiny_model: Path, judged: tuple[dict[str, Stage], float, np.ndarray, np.ndarray]
+) -> None:
+    data, threshold, _, _ = judged
+    other = MaskRules(preset="numbers").model_dump(mode="json")
+    _register("masks", _folder(home, tiny_model, "m1", data, seed=1, noise=0.2, threshold=threshold, mask=other))
+    assert promote("masks", force=True).promoted
+    _register("masks", _folder(home, tiny_model, "m2", data, seed=1, noise=0.2, threshold=threshold))
+    found = promote("masks", margin=0.0)
+    assert found.promoted
+    kept = _comparison("masks", "2", "version-1")
+    assert (kept["challenger"]["f1"], kept["windows"]) == (1.0, BLOCKS // 2)
+    assert kept["champion"]["f1"] < 1.0
+
+
+def test_what_cannot_be_judged_on_the_same_windows_is_refused_unless_forced(
+    home: Layout, tiny_model: Path, data: dict[str, Stage]
+) -> None:
+    counted = {"kind": "count", "key": None, "key_field": "Content", "size": 10, "step": None}
+    _register("refused", _folder(home, tiny_model, "r1", data, seed=1, window=counted))
+    assert promote("refused", force=True).promoted
+    _register("refused", _folder(home, tiny_model, "r2", data, seed=1))
+    with pytest.raises(RegistryError, match="different windows"):
+        promote("refused")
+    lost = {**data, "split": Stage("split", "gone", "", "fingerprint", {})}
+    _register("refused", _folder(home, tiny_model, "r3", lost, seed=1))
+    with pytest.raises(RegistryError, match="split data of refused version 3 are no longer"):
+        promote("refused")
+    forced = promote("refused", force=True)
+    assert forced.promoted
+    assert forced.line.endswith("promoted by force.")
+    with pytest.raises(RegistryError, match="no version '9'"):
+        promote("refused", "9")
