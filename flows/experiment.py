@@ -103,10 +103,8 @@ def _recorded(config: RunConfig, run_id: str, start: Stage | None) -> Iterator[R
     """Keep the run's record up to date: running, then finished or failed."""
     facts = _run_facts(config, run_id)
     if start is not None:
-        from_where = (
-            f"{start.counts['name']} version {start.counts['version']}; what is called untouched here is that one"
-        )
-        facts = facts.model_copy(update={"reasons": facts.reasons | {"training starts from": from_where}})
+        origin = f"{start.counts['name']} version {start.counts['version']}, which is what is called untouched here"
+        facts = facts.model_copy(update={"reasons": facts.reasons | {"training starts from": origin}})
     record_run(facts)
     try:
         yield facts

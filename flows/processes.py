@@ -10,7 +10,7 @@ import psutil
 SERVICES_MARK = "ATALAIA_SERVICES"
 """Names the folder of the services that a process belongs to; inherited by everything it starts."""
 SERVICE_MARK = "ATALAIA_SERVICE"
-"""Names the service that a process belongs to."""
+"""Names the service that a process belongs to, within that folder."""
 _COMMAND_SHOWN = 80
 
 

@@ -10,11 +10,18 @@ from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
+from fl.adapter import Tuning
 from fl.errors import FederationError
+from fl.federation import tuning_from
 from flows.config import RunConfig
 from flows.prepare import Prepared, prepare_data, run_name
+from flows.settings import ConfigError
+from storage.detectors import registered_version
+from storage.layout import current
 from storage.stages import Stage
+from storage.tracking import store_identity
 from tasks.caching import plain
+from tasks.take_adapter import take_adapter
 from tasks.train_federation import train_federation
 
 GPU_POOL = "gpu"
@@ -24,29 +31,49 @@ GPU_DEPLOYMENT = "train/train"
 
 
 @flow(name="train", flow_run_name=run_name, persist_result=False)
-def train(config: RunConfig) -> str:
-    """Prepare the data and train; the folder of the trained rounds."""
+def train(config: RunConfig, start_from: str | None = None) -> str:
+    """Prepare the data and train; the folder of the trained rounds.
+
+    Args:
+        config: The run: a preset, and what differs from it.
+        start_from: A registered detector to train on from, such as models:/hdfs@champion; none: an untrained adapter.
+    """
     prepared = prepare_data(config)
-    return train_adapters(config, prepared, run_id_of(config, prepared)).path
+    start = starting_adapter(config, prepared, start_from)
+    return train_adapters(config, prepared, run_id_of(config, prepared, start), start).path
 
 
-def train_adapters(config: RunConfig, prepared: Prepared, run_id: str) -> Stage:
+def starting_adapter(config: RunConfig, prepared: Prepared, start_from: str | None) -> Stage | None:
+    """The adapter of a registered detector; raises ConfigError where this run could not train on from it."""
+    if start_from is None:
+        return None
+    version, _ = registered_version(start_from, current())
+    start = take_adapter(version.name, version.version, version.tags["adapter_hash"], store_identity())
+    if start.counts["base_model_sha256"] != prepared.model.counts["weights_sha256"]:
+        raise ConfigError(f"{version.called} needs the base model {start.counts['base_model']}; give it as model.name.")
+    if (trained := tuning_from(start.counts["tuning"], Tuning)) != config.tuning:
+        raise ConfigError(f"{version.called} was trained with {trained}; give the same tuning to train on from it.")
+    return start
+
+
+def train_adapters(config: RunConfig, prepared: Prepared, run_id: str, start: Stage | None = None) -> Stage:
     """The adapters of all rounds, trained in the run's folder."""
-    return train_federation(**_decisive(config, prepared), run_id=run_id)
+    return train_federation(**_decisive(config, prepared, start), run_id=run_id)
 
 
-def train_where_possible(config: RunConfig, prepared: Prepared, run_id: str) -> Stage:
+def train_where_possible(config: RunConfig, prepared: Prepared, run_id: str, start: Stage | None = None) -> Stage:
     """The trained adapters; a deployed run has a worker of the `gpu` pool train them where one is online.
 
     That worker shares this home folder, so what it trained is found at rest. Everything else trains in this run's own
     process tree: waiting for a second place in the `cpu` pool would be for ever where it takes one run at a time.
     """
     if runtime.deployment.id and online(GPU_POOL):
-        parameters = {"config": config.model_dump(mode="json")}
+        uri = f"models:/{start.counts['name']}/{start.counts['version']}" if start else None
+        parameters = {"config": config.model_dump(mode="json"), "start_from": uri}
         run = cast(FlowRun, run_deployment(GPU_DEPLOYMENT, parameters=parameters))
         if run.state is None or not run.state.is_completed():
             raise FederationError(f"Training in the pool {GPU_POOL} ended as {run.state}; see its flow run {run.name}.")
-    return train_adapters(config, prepared, run_id)
+    return train_adapters(config, prepared, run_id, start)
 
 
 def online(pool: str) -> bool:
@@ -59,14 +86,14 @@ def online(pool: str) -> bool:
             return False
 
 
-def run_id_of(config: RunConfig, prepared: Prepared) -> str:
+def run_id_of(config: RunConfig, prepared: Prepared, start: Stage | None = None) -> str:
     """The name of a run: the same for the same data, source and configuration, so that one that was cut off goes on."""
-    training = train_federation.key(**_decisive(config, prepared), run_id="")
+    training = train_federation.key(**_decisive(config, prepared, start), run_id="")
     facts = [training, plain(prepared.split), plain(config.scoring), plain(config.detection)]
     return f"{config.preset}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
 
 
-def _decisive(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+def _decisive(config: RunConfig, prepared: Prepared, start: Stage | None) -> dict[str, Any]:
     """What the adapters depend on."""
     return {
         "model": prepared.model,
@@ -76,4 +103,5 @@ def _decisive(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "federation": config.federation,
         "quantization": config.model.quantization,
         "device": config.model.device,
+        "start": start,
     }

@@ -17,7 +17,7 @@ _CONNECT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Databases:
-    """The addresses of the two servers' tables."""
+    """The addresses of both servers' tables."""
 
     prefect: str
     mlflow: str

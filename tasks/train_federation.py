@@ -15,7 +15,7 @@ from typing import Any
 from fl.errors import FederationError, LostClients
 from fl.federation import Federation, TrainingJob, save_job
 from fl.hyperparameters import LocalTraining, Tuning
-from storage.adapters import committed_rounds
+from storage.adapters import ADAPTER, committed_rounds
 from storage.events import read_events
 from storage.layout import current
 from storage.progress import Progress
@@ -46,8 +46,12 @@ def train_federation(
     quantization: str,
     device: str,
     run_id: str,
+    start: Stage | None = None,
 ) -> None:
-    """Train round after round in the run's folder; a retry goes on after the last committed round."""
+    """Train round after round in the run's folder; a retry goes on after the last committed round.
+
+    `start` holds the adapter that training goes on from, as its round 0; None: an untrained one.
+    """
     folder = current().run(run_id)
     job = TrainingJob(
         run_id=run_id,
@@ -61,6 +65,11 @@ def train_federation(
         device=device,
     )
     save_job(job)
+    if start is not None and not committed_rounds(folder):
+        from fl.adapter_files import read_adapter
+        from fl.server_app import commit_untouched
+
+        commit_untouched(job, read_adapter(start.file(ADAPTER)))
     _run_job(folder, progress_of("train"))
     shutil.copytree(folder / "rounds", new.path / "rounds", copy_function=_link)
     new.counts |= _counts(folder)
