@@ -40,11 +40,9 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks $(ARCHIVE) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(QUICK),--quick)
 
-# Needs PREFECT_API_URL, the address of a running Prefect server. A pool that is there already stays as it is.
+# To the Prefect server that PREFECT_API_URL names; `atalaia up` does it for its own.
 deploy: setup
-	@test -n "$$PREFECT_API_URL" || { echo "Set PREFECT_API_URL, for example http://127.0.0.1:4200/api, and start: $(BIN)/prefect server start"; exit 2; }
-	for pool in cpu gpu; do $(BIN)/prefect --no-prompt work-pool inspect $$pool > /dev/null 2>&1 || $(BIN)/prefect --no-prompt work-pool create $$pool --type process; done
-	$(BIN)/prefect --no-prompt deploy --all
+	$(BIN)/python -m flows.deploying
 
 mlflow-server: setup
 	@mkdir -p .atalaia/mlflow
