@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from flows.prefect_api import last_runs
 from flows.processes import end_belonging, wait_for_end
 from flows.services import PROJECT, PlatformSettings
-from flows.settings import ConfigError
 from storage.databases import databases
 from storage.layout import Layout, current
 from storage.services import PlatformState, ServiceError, read_state, running, services_folder
@@ -27,13 +26,13 @@ _END_SECONDS = 240.0
 
 
 def settings_of(**given: object) -> PlatformSettings:
-    """The settings that a person gave; raises ConfigError with one line about what is wrong."""
+    """The settings that a person gave; raises ServiceError with one line about what is wrong."""
     try:
         return PlatformSettings.model_validate(given)
     except ValidationError as error:
         fault = error.errors()[0]
         option = "--" + str(fault["loc"][0]).replace("_", "-")
-        raise ConfigError(f"{option} {fault['input']}: {fault['msg'][:1].lower()}{fault['msg'][1:]}.") from error
+        raise ServiceError(f"{option} {fault['input']}: {fault['msg'][:1].lower()}{fault['msg'][1:]}.") from error
 
 
 def bring_up(settings: PlatformSettings, tell: Tell, *, foreground: bool) -> None:

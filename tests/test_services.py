@@ -1,0 +1,244 @@
+"""The services of a home: what they are started by, how they are kept running, and that nothing is left of them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from platforms import atalaia, free_port
+
+from flows import supervised
+from flows.operations import settings_of
+from flows.processes import SERVICE_MARK, SERVICES_MARK, belonging, end_belonging, is_free, owner_of
+from flows.server import quiet_environment
+from flows.services import PlatformSettings, Service, services_of, shared_environment
+from flows.supervised import Supervised
+from flows.supervisor import open_doors
+from storage.databases import databases, prepare_database
+from storage.layout import Layout
+from storage.services import PlatformState, ServiceError, read_state, running, sole_supervisor, write_state
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path)
+
+
+def _state(**changes: object) -> PlatformState:
+    facts = {"phase": "up", "supervisor": os.getpid(), "started": "2026-01-01T00:00:00+00:00", "host": "127.0.0.1"}
+    urls = {"prefect_url": "http://127.0.0.1:1", "mlflow_url": "http://127.0.0.1:2", "database": "SQLite"}
+    return PlatformState.model_validate({**facts, **urls, **changes})
+
+
+def test_a_state_counts_only_while_its_supervisor_lives(layout: Layout) -> None:
+    assert running(layout) is None
+    write_state(layout, _state())
+    assert running(layout) is None
+    with sole_supervisor(layout):
+        assert running(layout) == _state()
+    assert running(layout) is None
+    assert read_state(layout) == _state()
+
+
+def test_a_home_has_one_supervisor(layout: Layout) -> None:
+    with sole_supervisor(layout), pytest.raises(ServiceError, match="up already"), sole_supervisor(layout):
+        pass
+
+
+def test_commands_find_the_running_servers_unless_the_environment_names_others(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    write_state(layout, _state())
+    with sole_supervisor(layout):
+        quiet_environment(layout)
+    assert os.environ.pop("PREFECT_API_URL") == "http://127.0.0.1:1/api"
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://elsewhere"
+
+
+def test_without_a_database_both_servers_keep_files_under_the_home_folder(layout: Layout) -> None:
+    found = databases(None, layout)
+    assert found.prefect == f"sqlite+aiosqlite:///{layout.prefect}/prefect.db"
+    assert found.mlflow == f"sqlite:///{layout.mlflow}/mlflow.db"
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "postgresql://u:secret@host", "no address: secret"])
+def test_an_address_of_no_postgresql_database_is_one_line_without_its_password(url: str, layout: Layout) -> None:
+    with pytest.raises(ServiceError, match="postgresql://USER@HOST/DATABASE") as caught:
+        databases(url, layout)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_answer_is_one_line_without_its_password() -> None:
+    with pytest.raises(ServiceError, match="does not answer or refuses") as caught:
+        prepare_database(f"postgresql://u:secret@127.0.0.1:{free_port()}/d")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_no_command_shows_a_password_and_no_worker_is_told_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg2")
+    url = "postgresql://u:secret@127.0.0.1/d"
+    monkeypatch.setenv("ATALAIA_DATABASE", url)
+    settings = PlatformSettings(database=url)
+    assert "secret" not in json.dumps(shared_environment(settings, layout))
+    for service in services_of(settings, layout, 1):
+        assert "secret" not in " ".join(service.command)
+        assert ("secret" in json.dumps(service.environment)) == (service.name in {"prefect", "mlflow"})
+
+
+def test_a_gpu_has_a_worker_of_its_own_that_sees_no_other(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    workers = {found.name: found for found in services_of(PlatformSettings(), layout, 2) if "worker" in found.name}
+    assert list(workers) == ["worker-cpu", "worker-gpu-0", "worker-gpu-1"]
+    for device in "01":
+        found = workers[f"worker-gpu-{device}"]
+        assert found.environment == {"CUDA_VISIBLE_DEVICES": device}
+        assert found.command[found.command.index("--limit") + 1] == "1"
+        assert found.command[found.command.index("--pool") + 1] == "gpu"
+
+
+def test_all_parts_are_told_to_report_nothing(layout: Layout) -> None:
+    told = shared_environment(PlatformSettings(), layout)
+    assert told["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert told["DO_NOT_TRACK"] == told["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert told["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert told["FLWR_TELEMETRY_ENABLED"] == told["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_servers_listen_on_loopback_and_a_warning_says_what_else_opens() -> None:
+    assert PlatformSettings().host == "127.0.0.1"
+    assert open_doors(PlatformSettings()) == ()
+    [warning] = open_doors(PlatformSettings(host="0.0.0.0", prefect_port=4201))
+    for said in ("4201", "5000", "no password", "start programs", "TLS"):
+        assert said in warning
+
+
+def test_a_wrong_option_is_one_line() -> None:
+    with pytest.raises(ServiceError, match=r"--cpu-runs 0: input should be greater than 0\.$"):
+        settings_of(cpu_runs=0)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Iterator[Callable[[str, str], subprocess.Popen[bytes]]]:
+    """Starts marked processes that ignore SIGTERM, each with a child in a session of its own that does too."""
+    started: list[subprocess.Popen[bytes]] = []
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True)"
+    code = (
+        f"import subprocess, sys; {stubborn};"
+        f"subprocess.Popen([sys.executable, '-c', {stubborn + '; time.sleep(600)'!r}], start_new_session=True);"
+        "time.sleep(600)"
+    )
+
+    def start(folder: str, service: str) -> subprocess.Popen[bytes]:
+        marks = {**os.environ, SERVICES_MARK: folder, SERVICE_MARK: service}
+        process = subprocess.Popen([sys.executable, "-c", code], env=marks, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        assert [process.stdout.readline(), process.stdout.readline()] == [b"ready\n"] * 2
+        return process
+
+    yield start
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            for member in psutil.Process(process.pid).children(recursive=True):
+                member.kill()
+        process.kill()
+        process.wait()
+
+
+def test_what_belongs_to_a_service_ends_with_all_it_started_and_nothing_else_does(
+    family: Callable[[str, str], subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    mine, other, elsewhere = family(a, "one"), family(a, "two"), family(b, "one")
+    assert len(belonging(a, "one")) == 2
+    assert end_belonging(a, "one", patience=0.2) == 2
+    assert mine.poll() is not None
+    assert belonging(a, "one") == []
+    assert (other.poll(), elsewhere.poll()) == (None, None)
+    assert len(belonging(a)) == len(belonging(b)) == 2
+
+
+def test_a_port_that_is_taken_tells_its_owner() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not is_free("127.0.0.1", port)
+        assert owner_of(port).startswith(f"process {os.getpid()} (")
+    assert is_free("127.0.0.1", port)
+
+
+def _until(service: Supervised, condition: str) -> None:
+    deadline = time.monotonic() + 30
+    while service.condition != condition and time.monotonic() < deadline:
+        service.step(set())
+        time.sleep(0.01)
+    assert service.condition == condition, service.state()
+
+
+def test_a_service_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(supervised, "_ASK_SECONDS", 0.0)
+    found = Supervised(Service("sleeper", ("sleep", "600")), tmp_path, dict(os.environ))
+    _until(found, "healthy")
+    assert found.process is not None
+    first = found.process.pid
+    os.kill(first, signal.SIGKILL)
+    _until(found, "restarting")
+    assert found.state().reason == "it was ended by SIGKILL"
+    _until(found, "healthy")
+    assert found.state().pid not in {None, first}
+    assert found.state().restarts == 1
+    found.stop()
+    assert (found.condition, belonging(str(tmp_path))) == ("stopped", [])
+
+
+def test_a_service_that_never_lasts_is_given_up_with_the_last_thing_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "_LONGEST_PAUSE", 0.01)
+    found = Supervised(Service("broken", ("sh", "-c", "echo no such table; exit 3")), tmp_path, dict(os.environ))
+    _until(found, "given up")
+    assert found.reason.startswith('it ended with status 3, 5 times in a row: "no such table"; see ')
+    assert "\n" not in found.reason
+
+
+def test_a_service_waits_for_what_it_needs_and_a_step_runs_once(tmp_path: Path) -> None:
+    step = Supervised(Service("step", ("true",), needs=("base",), once=True), tmp_path, dict(os.environ))
+    step.step(set())
+    assert step.condition == "waiting"
+    step.step({"base"})
+    assert step.condition == "starting"
+    _until(step, "done")
+
+
+def test_up_with_a_taken_port_names_it_and_its_owner_and_leaves_nothing(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = atalaia("up", "--no-gpu", "--prefect-port", str(port), "--mlflow-port", str(free_port()), home=tmp_path)
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("atalaia: ")]
+    assert f"port {port}: it is taken by process {os.getpid()} (" in line
+    assert "--prefect-port" in line
+    assert belonging(str(tmp_path / "services")) == []
+    assert running(Layout(tmp_path)) is None
+
+
+def test_status_and_down_where_nothing_is_up(tmp_path: Path) -> None:
+    done = atalaia("status", "--json", home=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["phase"], done.stderr) == (1, "down", "")
+    assert atalaia("down", home=tmp_path).stdout == "Down.\n"
