@@ -1,5 +1,6 @@
 """What is trained and how, as plain values; they are read, checked and hashed where torch is not loaded."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -87,3 +88,8 @@ class LocalTraining:
             raise ValueError("steps and batch_size must be at least 1")
         if not 0 <= self.learning_rate_min <= self.learning_rate_max:
             raise ValueError("learning rates must satisfy 0 <= learning_rate_min <= learning_rate_max")
+
+
+def cosine_rate(round_number: int, rounds: int, maximum: float, minimum: float) -> float:
+    """The learning rate of round `round_number` (from 1): min + (max - min)(1 + cos(pi t / T)) / 2 with t from 0."""
+    return minimum + 0.5 * (maximum - minimum) * (1 + math.cos(math.pi * (round_number - 1) / rounds))

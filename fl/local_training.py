@@ -40,11 +40,6 @@ class LocalResult:
     peak_memory_mb: float
 
 
-def cosine_rate(round_number: int, rounds: int, maximum: float, minimum: float) -> float:
-    """The learning rate of round `round_number` (from 1): min + (max - min)(1 + cos(pi t / T)) / 2 with t from 0."""
-    return minimum + 0.5 * (maximum - minimum) * (1 + math.cos(math.pi * (round_number - 1) / rounds))
-
-
 def draw_batches(windows: int, config: LocalTraining, seed: tuple[int, int, int]) -> Iterator[np.ndarray]:
     """Indices of the windows of each step: shuffled, without repetition until all had their turn.
 

@@ -13,10 +13,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fl.adapter import adapter_hash
+from fl.adapter_files import adapter_hash
 from fl.errors import BadReply, FederationError, LostClients
 from fl.federation import TrainingJob, draw_clients, load_job
-from fl.local_training import cosine_rate
+from fl.hyperparameters import cosine_rate
 from fl.strategies import Arrays, Reply, aggregate
 from storage.adapters import CommittedRound, commit_round, committed_rounds, discard_unfinished
 from storage.events import append_event

@@ -9,7 +9,8 @@ import torch
 
 from fl.adapter import Tuning, adapter_arrays, attach_adapter, load_adapter_arrays
 from fl.errors import LearningError
-from fl.local_training import LocalTraining, accumulate_gradients, cosine_rate, draw_batches, train_locally
+from fl.hyperparameters import LocalTraining, cosine_rate
+from fl.local_training import accumulate_gradients, draw_batches, train_locally
 from fl.model import LoadedModel, load_model
 
 
