@@ -13,15 +13,19 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
+from fl.adapter import Arrays, adapter_arrays, attach_adapter, load_adapter_arrays, trained_in_round
+from fl.codecs import Codec
 from fl.errors import FederationError
+from fl.exchange import pack_update, pack_update_with_feedback, unpack_adapter
 from fl.federation import available_cores, tuning_from
+from fl.first_update import set_gradient_bases
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.local_training import train_locally
 from fl.model import LoadedModel, load_model
 from storage.events import append_event
 from storage.partitions import share_file
 from storage.progress import Progress, silent
+from storage.residuals import keep_residual, read_residual, residual_folder
 
 app = ClientApp()
 
@@ -37,6 +41,8 @@ class Site:
     threads: int
     run_folder: Path | None
     """Where progress is told, when client and server share a machine."""
+    state_folder: Path | None = None
+    """Where the client keeps from round to round what its coded messages left out."""
 
 
 def site_of(context: Context) -> Site:
@@ -49,6 +55,7 @@ def site_of(context: Context) -> Site:
         return str(value)
 
     run_folder = setting("run-folder", "")
+    state_folder = setting("state-folder", str(Path(run_folder) / "sites") if run_folder else "")
     return Site(
         partition=int(setting("partition-id")),
         shares_folder=Path(setting("shares-folder")),
@@ -56,6 +63,7 @@ def site_of(context: Context) -> Site:
         device=setting("device", "auto"),
         threads=int(setting("threads", str(available_cores()))),
         run_folder=Path(run_folder) if run_folder else None,
+        state_folder=Path(state_folder) if state_folder else None,
     )
 
 
@@ -69,11 +77,17 @@ def tell_partition(message: Message, context: Context) -> Message:
 
 @app.query("adapter")
 def first_adapter(message: Message, context: Context) -> Message:
-    """The untrained adapter: it follows from model, tuning and seed, so any client gives the same."""
+    """The untrained adapter: it follows from model, tuning and seed, so any client gives the same.
+
+    But for bases from a gradient: those are of this client's windows.
+    """
     site, config = site_of(context), dict(message.content["config"])
     torch.set_num_threads(site.threads)
     _model.cache_clear()
-    _, model = _model(site.model_folder, site.device, *_model_config(config))
+    tuning = _tuning(config)
+    loaded, model, _ = _model(site.model_folder, site.device, *_model_config(config))
+    if tuning.kind == "sb" and tuning.bases == "gradient":
+        set_gradient_bases(model, loaded, read_share(site), _training(config), int(config["seed"]))
     return Message(RecordDict({"arrays": _record(adapter_arrays(model))}), reply_to=message)
 
 
@@ -82,18 +96,22 @@ def train(message: Message, context: Context) -> Message:
     """Train the received adapter on this site's share; reply with the weights and what the training cost."""
     site, config = site_of(context), dict(message.content["config"])
     torch.set_num_threads(site.threads)
-    loaded, model = _model(site.model_folder, site.device, *_model_config(config))
+    tuning, number = _tuning(config), int(config["round"])
+    loaded, model, first = _model(site.model_folder, site.device, *_model_config(config))
     received = {name: array.numpy() for name, array in message.content["arrays"].items()}
-    load_adapter_arrays(model, received)
-    result = train_locally(
-        model,
-        loaded,
-        read_share(site),
-        LocalTraining(**json.loads(str(config["training"]))),
-        float(config["learning-rate"]),
-        (int(config["seed"]), int(config["round"]), site.partition),
-        progress=_progress(site, int(config["round"])),
-    )
+    start = unpack_adapter(received, first, _codec(config, "downlink"))
+    load_adapter_arrays(model, start)
+    with trained_in_round(model, tuning, number):
+        result = train_locally(
+            model,
+            loaded,
+            read_share(site),
+            _training(config),
+            float(config["learning-rate"]),
+            (int(config["seed"]), number, site.partition),
+            progress=_progress(site, number),
+        )
+    trained = {name: array for name, array in adapter_arrays(model).items() if tuning.trains(name, number)}
     metrics = MetricRecord(
         {
             "partition": site.partition,
@@ -106,7 +124,23 @@ def train(message: Message, context: Context) -> Message:
             "peak_memory_mb": float(result.peak_memory_mb),
         }
     )
-    return Message(RecordDict({"arrays": _record(adapter_arrays(model)), "metrics": metrics}), reply_to=message)
+    arrays = _packed(site, config, trained, start)
+    return Message(RecordDict({"arrays": _record(arrays), "metrics": metrics}), reply_to=message)
+
+
+def _packed(site: Site, config: dict[str, Any], trained: Arrays, start: Arrays) -> Arrays:
+    """The reply's arrays; what coding leaves out is kept where the server asks for error feedback."""
+    codec, number = _codec(config, "uplink"), int(config["round"])
+    if "residual-of" not in config:
+        generator = np.random.default_rng((int(config["seed"]), number, site.partition, 1))
+        return pack_update(trained, start, codec, generator)
+    if site.state_folder is None:
+        raise FederationError("This client has no state-folder for what coding leaves out; give it to the node.")
+    folder = residual_folder(site.state_folder, str(config["run"]), site.partition)
+    before = int(config["residual-of"])
+    arrays, residual = pack_update_with_feedback(trained, start, codec, read_residual(folder, before))
+    keep_residual(folder, number, residual, before)
+    return arrays
 
 
 def read_share(site: Site) -> list[np.ndarray]:
@@ -121,18 +155,31 @@ def read_share(site: Site) -> list[np.ndarray]:
     return np.split(column.explode(empty_as_null=False).to_numpy().astype(np.int64), np.cumsum(lengths)[:-1])
 
 
-def _model_config(config: dict[str, Any]) -> tuple[str, Tuning, int]:
-    tuning = tuning_from(json.loads(str(config["tuning"])), Tuning)
-    return str(config["quantization"]), tuning, int(config["seed"])
+def _tuning(config: dict[str, Any]) -> Tuning:
+    return tuning_from(json.loads(str(config["tuning"])), Tuning)
+
+
+def _training(config: dict[str, Any]) -> LocalTraining:
+    return LocalTraining(**json.loads(str(config["training"])))
+
+
+def _codec(config: dict[str, Any], way: str) -> Codec:
+    return Codec(**json.loads(str(config[way])))
+
+
+def _model_config(config: dict[str, Any]) -> tuple[str, Tuning, int, bool]:
+    is_coded = _codec(config, "downlink").name != "none"
+    return str(config["quantization"]), _tuning(config), int(config["seed"]), is_coded
 
 
 @lru_cache(maxsize=1)
 def _model(
-    folder: Path, device: str, quantization: str, tuning: Tuning, seed: int
-) -> tuple[LoadedModel, torch.nn.Module]:
-    """The base model with its adapter, loaded once for all clients and rounds of this process."""
+    folder: Path, device: str, quantization: str, tuning: Tuning, seed: int, keep_first: bool
+) -> tuple[LoadedModel, torch.nn.Module, Arrays]:
+    """The base model with its adapter, and the first adapter where it is needed, for all clients and rounds."""
     loaded = load_model(folder, quantization, device)
-    return loaded, attach_adapter(loaded, tuning, seed)
+    model = attach_adapter(loaded, tuning, seed)
+    return loaded, model, adapter_arrays(model) if keep_first else {}
 
 
 def _progress(site: Site, round_number: int) -> Progress:
@@ -146,5 +193,5 @@ def _progress(site: Site, round_number: int) -> Progress:
     return tell
 
 
-def _record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
+def _record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})

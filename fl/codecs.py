@@ -129,7 +129,8 @@ def encode_with_feedback(
     Error feedback (arXiv 1901.09847; with local steps and few clients a round, arXiv 2211.14292): over the rounds, what
     was decoded and the last residual add up to the updates.
     """
-    wanted = {name: array + residual[name] if residual else array for name, array in update.items()}
+    before = residual or {}
+    wanted = {name: array + before.get(name, np.float32(0)) for name, array in update.items()}
     packed = encode(wanted, codec)
     arrived = decode(packed, codec, wanted)
     return packed, {name: array - arrived[name] for name, array in wanted.items()}

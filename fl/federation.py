@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fl.codecs import Codec, CodecName, DenseName
 from fl.errors import FederationError
 from fl.hyperparameters import LocalTraining, Tuning
 
@@ -28,6 +29,9 @@ StrategyName = Literal[
     "bulyan",
     "qfedavg",
 ]
+
+DownlinkName = Literal["none", "float32", "float16", "int8", "int4"]
+"""Codecs that lose little at once: what a download leaves out is never made good."""
 
 STRATEGY_OPTIONS: dict[str, frozenset[str]] = {
     "fedavg": frozenset(),
@@ -73,6 +77,20 @@ class Federation:
     """Seconds to wait for the replies of a round; None: as long as it takes."""
     seed: int = 0
     """Seed of the client draws, of the first adapter, and with round and partition of each local training."""
+    codec: CodecName = "none"
+    """How clients send what they trained: `none`, the arrays as they are; else what training changed, in one packed
+    array of `float32`, `float16`, `int8`, `int4`, `sign` (1 bit a value) or `topk` (only the largest)."""
+    topk_share: float = 0.01
+    """Share of the values that codec `topk` sends."""
+    topk_values: DenseName = "int8"
+    """Form of the values that codec `topk` sends."""
+    codec_block: int = 64
+    """Values with a scale of 2 bytes in common, in the codecs `int8`, `int4` and `sign`."""
+    error_feedback: bool = True
+    """Whether clients keep what coding lost and add it to their next update (arXiv 1901.09847, 2211.14292); without,
+    `int8` and `int4` round by chance, exact in the mean (arXiv 1610.02132)."""
+    downlink_codec: DownlinkName = "none"
+    """How the server sends the adapter: `none`, the arrays as they are; else its difference to the first adapter."""
 
     def __post_init__(self) -> None:
         """Raise FederationError where the values cannot work together."""
@@ -84,6 +102,11 @@ class Federation:
                 f"strategy is {self.strategy!r}; give one of {_listed(STRATEGY_OPTIONS)}",
                 self.strategy not in STRATEGY_OPTIONS,
             ),
+            (
+                f"topk_share is {self.topk_share}; give a value above 0 and up to 1",
+                not 0 < self.topk_share <= 1,
+            ),
+            (f"codec_block is {self.codec_block}; give a value from 1 to 65535", not 1 <= self.codec_block <= 65535),
         ):
             if is_so:
                 raise FederationError(f"federation: {fault}.")
@@ -114,6 +137,21 @@ class Federation:
         return self.clients_per_round if self.min_replies is None else self.min_replies
 
     @property
+    def uplink(self) -> Codec:
+        """How replies are coded."""
+        return Codec(self.codec, self.codec_block, self.topk_share, self.topk_values)
+
+    @property
+    def downlink(self) -> Codec:
+        """How the adapter is coded on its way to the clients."""
+        return Codec(self.downlink_codec, self.codec_block)
+
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether clients keep what coding lost from round to round."""
+        return self.error_feedback and self.codec not in {"none", "float32"}
+
+    @property
     def client_options(self) -> dict[str, Any]:
         """What the strategy changes in the clients' training, under LocalTraining's names."""
         return {"proximal": self.strategy_options["proximal_mu"]} if self.strategy == "fedprox" else {}
@@ -121,6 +159,15 @@ class Federation:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def check_downlink(tuning: Tuning, federation: Federation) -> None:
+    """Raise FederationError where the download is to be coded but clients cannot make the first adapter themselves."""
+    if federation.downlink_codec != "none" and tuning.kind == "sb" and tuning.bases == "gradient":
+        raise FederationError(
+            "federation: downlink_codec needs a first adapter that each client can make, and tuning.bases=gradient "
+            "comes from one client's windows; use downlink_codec=none, or bases=weights."
+        )
 
 
 def draw_clients(federation: Federation, round_number: int) -> list[int]:
@@ -149,6 +196,10 @@ class TrainingJob:
     """Threads of each client's computation; results are equal byte for byte only for equal numbers."""
     concurrent_clients: int = 1
     """Clients that train at the same time on this machine, each in a process with its own base model."""
+
+    def __post_init__(self) -> None:
+        """Raise FederationError where tuning and federation cannot work together."""
+        check_downlink(self.tuning, self.federation)
 
     def fingerprint(self) -> str:
         """A hash of all that decides the result: everything but the run's name and folder, and the speed."""

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.serverapp import Grid, ServerApp
 
 from fl.adapter_files import adapter_hash
-from fl.errors import BadReply, FederationError, LostClients
-from fl.federation import TrainingJob, draw_clients, load_job
+from fl.errors import BadMessage, BadReply, FederationError, LostClients
+from fl.exchange import Exchange
+from fl.federation import Federation, TrainingJob, draw_clients, load_job
 from fl.hyperparameters import cosine_rate
 from fl.strategies import Arrays, Reply, aggregate
 from storage.adapters import CommittedRound, commit_round, committed_rounds, discard_unfinished
@@ -47,8 +48,9 @@ def train_federation(grid: Grid, job: TrainingJob) -> None:
     append_event(job.run_folder, "started", rounds=federation.rounds, committed=max(0, len(rounds) - 1))
     nodes, examples = find_clients(grid, federation.clients)
     last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0])
+    first = (rounds[0] if rounds else last).arrays() if federation.downlink_codec != "none" else {}
     while last.number < federation.rounds:
-        last = train_round(grid, job, last, nodes, examples)
+        last = train_round(grid, job, last, first, nodes, examples)
     append_event(job.run_folder, "finished", rounds=last.number)
 
 
@@ -99,22 +101,36 @@ def commit_untouched(job: TrainingJob, arrays: Arrays) -> CommittedRound:
 
 
 def train_round(
-    grid: Grid, job: TrainingJob, last: CommittedRound, nodes: Mapping[int, int], examples: Mapping[int, int]
+    grid: Grid,
+    job: TrainingJob,
+    last: CommittedRound,
+    first: Arrays,
+    nodes: Mapping[int, int],
+    examples: Mapping[int, int],
 ) -> CommittedRound:
-    """Train and commit the round after `last`."""
+    """Train and commit the round after `last`; `first` is the adapter of round 0 where downloads are coded."""
     federation, training, number = job.federation, job.training, last.number + 1
     started = time.monotonic()
     rate = cosine_rate(number, federation.rounds, training.learning_rate_max, training.learning_rate_min)
     drawn = draw_clients(federation, number)
     append_event(job.run_folder, "round", round=number, clients=drawn, learning_rate=rate)
-    current = last.arrays()
-    sent = ArrayRecord({name: Array(array) for name, array in sorted(current.items())})
-    content = RecordDict({"arrays": sent, "config": _config(job, number, rate)})
-    messages = [Message(content, dst_node_id=nodes[partition], message_type="train") for partition in drawn]
+    exchange = _exchange(job, last, first, number)
+    sent = ArrayRecord({name: Array(array) for name, array in sorted(exchange.sent.items())})
+    counted: dict[str, int] = last.facts.get("counted", {})
+    messages = [
+        Message(
+            RecordDict({"arrays": sent, "config": _config(job, number, rate, counted.get(str(partition), 0))}),
+            dst_node_id=nodes[partition],
+            message_type="train",
+        )
+        for partition in drawn
+    ]
     received = grid.send_and_receive(messages, timeout=federation.round_timeout)
     partitions = {nodes[partition]: partition for partition in drawn}
-    replies = check_replies(received, partitions, current, examples, number, federation.replies_needed)
-    arrays, state = aggregate(federation, number, current, replies, last.state(), rate)
+    replies = check_replies(
+        received, partitions, exchange.expected, examples, number, federation.replies_needed, exchange.read
+    )
+    arrays, state = _combined(federation, number, exchange, replies, last.state(), rate)
     clients = [_client_row(reply, number, sent.count_bytes(), rate) for reply in replies]
     summary = _round_row(number, replies, clients, rate, adapter_hash(arrays)) | {"seconds": time.monotonic() - started}
     committed = commit_round(
@@ -125,17 +141,47 @@ def train_round(
         clients,
         summary,
         state=state,
-        facts={"job": job.fingerprint(), "drawn": drawn},
+        facts={"job": job.fingerprint(), "drawn": drawn, **_counted(job, counted, replies, number)},
     )
     append_event(job.run_folder, "committed", **{**summary, "of": federation.rounds})
     return committed
 
 
-def _config(job: TrainingJob, number: int, rate: float) -> ConfigRecord:
-    """What a client must know to train: no data, and no path of anybody's machine."""
+def _exchange(job: TrainingJob, last: CommittedRound, first: Arrays, number: int) -> Exchange:
+    """What this round sends and expects."""
+    current, federation = last.arrays(), job.federation
+    trained = frozenset(name for name in current if job.tuning.trains(name, number))
+    return Exchange(current, first, trained, federation.uplink, federation.downlink)
+
+
+def _combined(
+    federation: Federation, number: int, exchange: Exchange, replies: list[Reply], state: Arrays, rate: float
+) -> tuple[Arrays, Arrays]:
+    """The next adapter and strategy's state: what the round trained is combined, the rest stays as it was."""
+    own = {key: array for key, array in state.items() if key.partition("/")[2] in exchange.trained}
+    arrays, changed = aggregate(federation, number, exchange.changing, replies, own, rate)
+    return exchange.current | arrays, state | changed
+
+
+def _counted(job: TrainingJob, before: Mapping[str, int], replies: list[Reply], number: int) -> dict[str, Any]:
+    """For error feedback: the last round in which each client's reply was counted."""
+    if not job.federation.keeps_residuals:
+        return {}
+    return {"counted": {**before, **{str(reply.partition): number for reply in replies}}}
+
+
+def _config(job: TrainingJob, number: int, rate: float, residual_of: int = 0) -> ConfigRecord:
+    """What a client must know to train: no data, and no path of anybody's machine.
+
+    With error feedback, `residual_of` is the round whose residual its next message adds to.
+    """
     training = replace(job.training, **job.federation.client_options)
+    feedback = {"run": job.run_id, "residual-of": residual_of} if job.federation.keeps_residuals else {}
     return ConfigRecord(
         {
+            **feedback,
+            "uplink": json.dumps(asdict(job.federation.uplink)),
+            "downlink": json.dumps(asdict(job.federation.downlink)),
             "round": number,
             "learning-rate": rate,
             "seed": job.federation.seed,
@@ -149,16 +195,18 @@ def _config(job: TrainingJob, number: int, rate: float) -> ConfigRecord:
 def check_replies(
     messages: Iterable[Message],
     partitions: Mapping[int, int],
-    current: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
     examples: Mapping[int, int],
     round_number: int,
     needed: int,
+    read: Callable[[Arrays], Arrays] = dict,
 ) -> list[Reply]:
     """The replies of a round in the order of their partitions.
 
-    `partitions` tells which partition each node asked holds, `examples` how many windows each partition announced.
-    Raises LostClients for fewer replies than `needed`, and BadReply for one that does not fit the adapter sent (names,
-    shapes, types), holds NaN or infinity, or tells numbers that cannot be.
+    `partitions` tells which partition each node asked holds, `examples` how many windows each partition announced,
+    `expected` which arrays a reply must have; `read` decodes them. Raises LostClients for fewer replies than `needed`,
+    and BadReply for one that does not fit (names, shapes, types), cannot be decoded, holds NaN or infinity, or tells
+    numbers that cannot be.
     """
     replies: dict[int, Reply] = {}
     lost: dict[int, str] = dict.fromkeys(partitions, "no reply in time")
@@ -173,12 +221,14 @@ def check_replies(
                 f"Round {round_number}: a reply came that was not asked for; nothing was kept of this round."
             )
         partition = partitions[node]
-        fault = _fault(message.content, partition, current, examples[partition])
-        if fault:
+        try:
+            if fault := _fault(message.content, partition, expected, examples[partition]):
+                raise BadMessage(fault)
+            replies[partition] = _reply(message.content, partition, read)
+        except BadMessage as error:
             raise BadReply(
-                f"Round {round_number}: the reply of client {partition} {fault}; mend the client and run again."
-            )
-        replies[partition] = _reply(message.content, partition)
+                f"Round {round_number}: the reply of client {partition} {error}; mend the client and run again."
+            ) from error
     if len(replies) < needed:
         node, reason = min(lost.items(), key=lambda item: partitions.get(item[0], -1))
         raise LostClients(
@@ -188,14 +238,14 @@ def check_replies(
     return [replies[partition] for partition in sorted(replies)]
 
 
-def _fault(content: RecordDict, partition: int, current: Mapping[str, np.ndarray], examples: int) -> str | None:
+def _fault(content: RecordDict, partition: int, expected: Mapping[str, np.ndarray], examples: int) -> str | None:
     """What is wrong with a reply, or None."""
     if list(content.array_records) != ["arrays"] or list(content.metric_records) != ["metrics"]:
         return "has not exactly one record of arrays and one of metrics"
     arrays, metrics = content["arrays"], content["metrics"]
-    if differing := sorted(set(arrays) ^ set(current)):
-        return f"has other array names than were sent ({len(differing)} differ, first {differing[0]!r})"
-    for name, sent in current.items():
+    if differing := sorted(set(arrays) ^ set(expected)):
+        return f"has other array names than are expected ({len(differing)} differ, first {differing[0]!r})"
+    for name, sent in expected.items():
         if tuple(arrays[name].shape) != sent.shape or arrays[name].dtype != str(sent.dtype):
             return f"has {name} as {arrays[name].dtype}{tuple(arrays[name].shape)}, not {sent.dtype}{sent.shape}"
         try:
@@ -219,11 +269,11 @@ def _wrong_number(metrics: Mapping[str, Any], partition: int, examples: int) -> 
     return None
 
 
-def _reply(content: RecordDict, partition: int) -> Reply:
+def _reply(content: RecordDict, partition: int, read: Callable[[Arrays], Arrays]) -> Reply:
     arrays, metrics = content["arrays"], content["metrics"]
     return Reply(
         partition=partition,
-        arrays={name: arrays[name].numpy() for name in sorted(arrays)},
+        arrays=read({name: arrays[name].numpy() for name in sorted(arrays)}),
         examples=int(metrics["examples"]),
         loss=float(metrics["loss"]),
         metrics={name: metrics[name] for name in _NUMBERS},

@@ -36,14 +36,20 @@ def write_shares(folder: Path, clients: int = 4) -> Path:
     return folder
 
 
-def small_job(run_folder: Path, model: Path, shares: Path, **federation: Any) -> TrainingJob:  # noqa: ANN401
+def small_job(
+    run_folder: Path,
+    model: Path,
+    shares: Path,
+    tuning: Tuning = Tuning(rank=2),  # noqa: B008 (frozen)
+    **federation: Any,  # noqa: ANN401
+) -> TrainingJob:
     """A job of 4 clients, 2 a round, saved in its run folder."""
     job = TrainingJob(
         run_id=run_folder.name,
         run_folder=run_folder,
         model_folder=model,
         shares_folder=shares,
-        tuning=Tuning(rank=2),
+        tuning=tuning,
         training=LocalTraining(steps=3, batch_size=4),
         federation=Federation(**{"rounds": 3, "clients": 4, "fraction": 0.5, "seed": 7, **federation}),
         device="cpu",
@@ -62,6 +68,7 @@ class LocalGrid:
         self._settings = {
             "shares-folder": str(job.shares_folder),
             "model-folder": str(job.model_folder),
+            "state-folder": str(job.run_folder / "sites"),
             "device": "cpu",
             "threads": 1,
         }
