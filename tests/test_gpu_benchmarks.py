@@ -1,0 +1,124 @@
+"""The measurements for a GPU run on any machine in small, and without what a machine with a GPU need not have."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu_windows import DealtWindows, deal_windows, load_windows, random_windows, write_windows
+from benchmarks.windows import LogWindows
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., int]
+ABSENT = ["prefect", "mlflow", "flwr", "ray", "polars", "duckdb", "pydantic", "typer", "bitsandbytes", "gguf"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a benchmark as `python -m` does, in this process; gives its exit status."""
+
+    def main(name: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments), "--device", "cpu"])
+        try:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return main
+
+
+def test_tree_and_plain_agree(run: Run, tmp_path: Path) -> None:
+    assert run("gpu_correctness", tmp_path, "--tiny") == 0
+    figures = json.loads((tmp_path / "correctness.json").read_text())
+    assert figures["float32"]["holds"] and figures["bfloat16"]["holds"]
+    assert figures["float32"]["computed_tokens"] < figures["float32"]["tokens"]
+
+
+def test_speed_is_measured_for_every_way(run: Run, tmp_path: Path) -> None:
+    assert run("gpu_speed", tmp_path, "--tiny", "--repeats", 1, "--batch", 2) == 0
+    figures = json.loads((tmp_path / "speed.json").read_text())["tiny"]
+    assert set(figures["scoring"]["tokens_per_second"]) == {"atalaia", "padded"}
+    assert set(figures["training"]["tokens_per_second"]) == {
+        "atalaia",
+        "without_sharing",
+        "trainer_padded_to_1024",
+        "trainer_padded_to_longest",
+    }
+    assert figures["training"]["relative_differences"]["trainer_padded_to_longest"]["gradient"] < 1e-4
+
+
+def test_rounds_go_on_where_they_stopped_and_end_alike(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run("gpu_learning", whole, "--tiny") == 0
+    lines = (whole / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3]
+    assert run("gpu_learning", cut, "--tiny", "--minutes", 0.0) == 3
+    assert not (cut / "rounds.jsonl").exists()
+    # Killed between the lines and the adapter of a round: what is beyond the adapter is done again.
+    assert run("gpu_learning", cut, "--tiny", "--stop-after", 1) == 3
+    (cut / "rounds.jsonl").write_text("\n".join([*lines[:2], "damaged"]) + "\n")
+    assert run("gpu_learning", cut, "--tiny") == 0
+    assert (cut / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    again = [json.loads(line) for line in (cut / "rounds.jsonl").read_text().splitlines()]
+    assert [line["test"] for line in again] == [json.loads(line)["test"] for line in lines]
+    assert run("gpu_learning", cut, "--tiny", "--rounds", 5) == 2
+    assert "empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_learning"])
+def test_without_windows_a_measurement_says_what_it_needs(
+    name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(name, tmp_path) == 2
+    assert "give --windows" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_learning"])
+def test_measurements_need_nothing_of_the_platform(name: str, tmp_path: Path) -> None:
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({ABSENT}));"
+        f"sys.argv = ['benchmark', {str(tmp_path)!r}, '--tiny', '--device', 'cpu'];"
+        f"runpy.run_module('benchmarks.{name}', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _same(one: DealtWindows, other: DealtWindows) -> None:
+    for name in ("split", "partition"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for name in ("order", "normal"):
+        np.testing.assert_array_equal(getattr(one.log, name), getattr(other.log, name))
+    for name in ("token_ids", "message_starts"):
+        pairs = zip(getattr(one.log, name), getattr(other.log, name), strict=True)
+        assert all(np.array_equal(left, right) for left, right in pairs)
+
+
+def test_windows_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
+    dealt = random_windows(49_152, clients=3)
+    write_windows(dealt, tmp_path / "windows.npz")
+    _same(load_windows(tmp_path / "windows.npz"), dealt)
+
+
+def test_windows_are_split_and_dealt_as_a_run_of_the_paper_preset_does() -> None:
+    drawn = np.random.default_rng(3)
+    tokens = [np.array([number + 1, 2]) for number in range(300)]
+    normal = drawn.random(1000) < 0.9
+    log = LogWindows("made up", tokens, [np.array([0])] * 300, [], drawn.integers(0, 300, 1000), normal)
+    dealt = deal_windows(log, clients=50)
+    assert (dealt.partition >= 0).tolist() == (dealt.split == "train").tolist()
+    assert log.normal[dealt.split == "train"].all() and log.normal[dealt.split == "calibration"].all()
+    assert np.ptp(np.bincount(dealt.partition[dealt.partition >= 0], minlength=50)) <= 1
+    assert sum(len(dealt.share(partition)) for partition in range(50)) == (dealt.split == "train").sum()
