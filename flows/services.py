@@ -137,7 +137,10 @@ def _prefect(settings: PlatformSettings, tables: Databases) -> Service:
     environment = {
         # The server itself has no server to ask.
         "PREFECT_API_URL": "",
-        "PREFECT_UI_API_URL": f"http://{settings.public_name}:{settings.prefect_port}/api",
+        # Where browsers find the API; behind a proxy that is for the environment to say.
+        "PREFECT_UI_API_URL": os.environ.get(
+            "PREFECT_UI_API_URL", f"http://{settings.public_name}:{settings.prefect_port}/api"
+        ),
         "PREFECT_API_DATABASE_CONNECTION_URL": tables.prefect,
         # Defaults of 10 and 5 seconds fail on a machine that trains at the same time.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
