@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from flows.detect_command import detect
+from flows.export_command import export
 from flows.promote_command import detectors, promote, rollback
 from flows.services_commands import down, status, up
 
@@ -119,7 +121,7 @@ def query(
     show_query(sql, view)
 
 
-for service_command in (up, down, status, promote, rollback, detectors):
+for service_command in (up, down, status, promote, rollback, detectors, export, detect):
     app.command()(service_command)
 
 

@@ -36,6 +36,7 @@ _SCHEMA: dict[str, Any] = {
     "lines": pl.UInt32,
     "truncated": pl.Boolean,
     "reasons": pl.List(_REASON),
+    "by_token": pl.Boolean,
     "raw": pl.List(pl.Struct({"file": pl.String, "line": pl.UInt64, "text": pl.String})),
     "sequence_hash": pl.String,
     "detector": pl.String,

@@ -10,6 +10,7 @@ from storage.raw_blocks import RawLine
 from storage.summaries import SurprisingMessage
 
 Identity = tuple[str, str, int]
+_MOST_SHOWN = 50
 
 
 class FoundAlert(BaseModel):
@@ -39,6 +40,8 @@ class FoundAlert(BaseModel):
     """Whether the window was cut off at the detector's most tokens; what comes after was not judged."""
     reasons: list[SurprisingMessage] | None
     """The most unusual messages, masked, the most unusual first; null: beyond the number to explain."""
+    by_token: bool
+    """Whether messages rank by their most unusual token: where the highest surprise of a token decides."""
     raw: list[RawLine]
     """The window's first lines as they stand in the log."""
     sequence_hash: str
@@ -73,3 +76,30 @@ def unusual_words(share: float | None, windows: int) -> str:
     if share >= 1:
         return f"higher than all {windows:,} calibration windows"
     return f"higher than {np.floor(share * 10_000) / 100:.2f} % of {windows:,} calibration windows"
+
+
+class AlertKinds:
+    """The most anomalous alerts, one of each kind of window, and how many there were of each."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, FoundAlert] = {}
+        self._count: dict[str, int] = {}
+
+    def add(self, alert: FoundAlert) -> None:
+        """Take in an alert."""
+        name = alert.sequence_hash
+        self._first.setdefault(name, alert)
+        self._count[name] = self._count.get(name, 0) + 1
+        if len(self._first) > 2 * _MOST_SHOWN:
+            self._first = {each.sequence_hash: each for each in self.shown}
+            self._count = self.alike
+
+    @property
+    def shown(self) -> list[FoundAlert]:
+        """The most anomalous first."""
+        return sorted(self._first.values(), key=lambda alert: -alert.score)[:_MOST_SHOWN]
+
+    @property
+    def alike(self) -> dict[str, int]:
+        """The number of alerts of each kind that is shown."""
+        return {alert.sequence_hash: self._count[alert.sequence_hash] for alert in self.shown}

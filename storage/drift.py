@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from storage.layout import Layout
 from storage.log_stream import StreamCounts, Windows
 from storage.normal_windows import NormalWindows, message_hash
+from storage.report_tables import percent
 
 CERTAINTY = 0.999
 """Of a lower bound, and of the difference of two samples."""
@@ -169,7 +170,7 @@ def _misread(counts: StreamCounts) -> Measure:
 
 def _share(name: str, part: int, whole: int, usual: float, limit: float, words: str) -> Measure:
     value = part / whole if whole else 0.0
-    told = f"{value:.2%} {words}" + (f" (calibration: {usual:.2%})" if usual else "")
+    told = f"{percent(value)} {words}" + (f" (calibration: {percent(usual)})" if usual else "")
     sure = lower_bound(part, whole) > limit
     return Measure(name=name, value=value, of=whole, usual=usual, limit=limit, sure=sure, words=told)
 

@@ -34,25 +34,30 @@ ROUNDING = 1e-5
 """Relative difference of scores that computing in another order makes; a window so near the threshold is at it."""
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Everything that decides; raises SourceError where the folder holds no detector."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{folder} holds no detector (no readable {FACTS}).") from error
+    return facts
+
+
 class Judge:
     """Judges windows with the detector in a folder; the model is loaded when the first window needs it."""
 
     def __init__(self, folder: Path, store: ScoreStore | None = None) -> None:
-        """`store` keeps the scores of windows seen; without one they are kept as long as the judge.
-
-        Raises SourceError where the folder holds no detector.
-        """
-        try:
-            facts = json.loads((folder / FACTS).read_text())
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{folder} holds no detector (no readable {FACTS}).") from error
+        """`store` keeps the scores of windows seen; without one they are kept as long as the judge."""
         self.folder = folder
-        self.facts: dict[str, Any] = facts
+        self.facts = read_facts(folder)
+        self.computed = 0
+        """Distinct windows that the model had to score; all others were looked up."""
+        facts = self.facts
         self.threshold = float(facts["threshold"])
         self.spec = DatasetSpec.model_validate(facts["dataset"])
         self._rule, self._masks = WindowRule.model_validate(facts["window"]), MaskRules.model_validate(facts["mask"])
         self.tokens = TokenRule.model_validate(facts["tokens"])
-        self.store = store or ScoreStore(None)
+        self.store = store if store is not None else ScoreStore(None)
         self.store.add(self._calibrated())
 
     @cached_property
@@ -124,6 +129,7 @@ class Judge:
         columns = scoring.score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress)
         scores = scoring.anomaly_score(columns, self.facts["score"], k)
         self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
+        self.computed += len(missing)
 
     @cached_property
     def model(self) -> tuple[Any, Any]:

@@ -34,8 +34,6 @@ class StreamCounts:
     """Lines that are in no window."""
     closed_early: int = 0
     """Windows closed to keep within memory though they might have grown."""
-    left_open: int = 0
-    """Windows that might still have grown at the end and were left alone."""
 
     @property
     def misread(self) -> int:
@@ -97,10 +95,14 @@ class LogStream:
             yield from self._handed_on(self._open.complete(now))
             while self._memory_used() > self._memory and self._open.windows > 1:
                 yield from self._handed_on(self._open.relieve())
-        self.counts.left_open = self._open.windows if self._closing.leave_open else 0
         yield from self._handed_on(self._open.rest())
         self.counts.closed_early = self._open.early
         self._check_end(", ".join(sources))
+
+    @property
+    def left_open(self) -> int:
+        """Windows that may still grow, and are not judged yet."""
+        return self._open.windows
 
     def _add(self, piece: Piece) -> None:
         chunk = self._reader.read(piece.data, 0)

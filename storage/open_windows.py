@@ -136,7 +136,7 @@ class OpenWindows:
     def renumber(self, messages: pl.DataFrame) -> None:
         """Give messages other numbers: columns message and number."""
         renamed = self.lines.join(messages, on="message", how="left", maintain_order="left")
-        self._lines = renamed.drop("message").rename({"number": "message"}).select(_LINE_SCHEMA)
+        self._lines = renamed.drop("message").rename({"number": "message"}).select(list(_LINE_SCHEMA))
 
     def _close(self, numbers: pl.Series) -> Iterator[pl.DataFrame]:
         """Windows, in order of first appearance: key, site, first_time, last_time, lines, messages, line_numbers."""

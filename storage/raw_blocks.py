@@ -57,13 +57,14 @@ class RawBlocks:
         needed = np.unique(self._place(line_numbers.to_numpy()))
         self._blocks = {offset: self._blocks[offset] for offset in needed.tolist()}
 
-    def read(self, line_numbers: Iterable[int]) -> list[RawLine]:
-        """The lines with these numbers, in rising order."""
-        wanted = np.array(sorted(line_numbers), dtype=np.int64)
+    def read(self, line_numbers: Iterable[int]) -> dict[int, RawLine]:
+        """The lines with these numbers, each block decompressed once."""
+        wanted = np.unique(np.fromiter(line_numbers, dtype=np.int64))
         places = self._place(wanted)
-        found: list[RawLine] = []
+        found: dict[int, RawLine] = {}
         for offset in np.unique(places).tolist():
-            found += self._read(self._blocks[offset], wanted[places == offset] - offset)
+            rows = wanted[places == offset] - offset
+            found |= zip((rows + offset).tolist(), self._read(self._blocks[offset], rows), strict=True)
         return found
 
     def _place(self, line_numbers: np.ndarray) -> np.ndarray:

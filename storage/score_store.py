@@ -22,7 +22,7 @@ class ScoreStore:
         self._fresh = 0
         with contextlib.suppress(OSError, pl.exceptions.PolarsError):
             if file is not None:
-                self._scores = dict(pl.read_parquet(file).select(_SCHEMA).iter_rows())
+                self._scores = dict(pl.read_parquet(file).select(list(_SCHEMA)).iter_rows())
 
     def __contains__(self, sequence: str) -> bool:
         return sequence in self._scores
