@@ -88,9 +88,22 @@ def message_size(config: Any, tuning: Tuning) -> MessageSize:  # noqa: ANN401 (a
     """Parameters and bytes of a message for a model's configuration under a tuning, without any weights."""
     if tuning.kind == "none":
         return MessageSize(0, 0)
-    shapes = _full_shapes(config) if tuning.kind == "full" else _adapter_shapes(config, tuning)
+    shapes = adapter_shapes(config, tuning)
     parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
     return MessageSize(parameters, safetensors_bytes(shapes, {"format": "pt"}))
+
+
+def adapter_shapes(config: Any, tuning: Tuning) -> Shapes:  # noqa: ANN401
+    """The arrays of an adapter as `fl.adapter.adapter_arrays` gives them, without any weights."""
+    if tuning.kind in {"full", "none"}:
+        return _full_shapes(config) if tuning.kind == "full" else {}
+    lora = _lora_shapes(config, tuning)
+    if tuning.kind == "ffa":
+        return {name: shape for name, shape in lora.items() if "lora_B" in name}
+    if tuning.kind == "sb":
+        squares = {name.replace("lora_A", "lora_R"): (tuning.rank, tuning.rank) for name in lora if "lora_A" in name}
+        return (lora if tuning.bases == "gradient" else {}) | squares
+    return lora
 
 
 def full_model_size(folder: str | Path) -> MessageSize:
@@ -114,7 +127,7 @@ def _full_shapes(config: Any) -> Shapes:  # noqa: ANN401
     }
 
 
-def _adapter_shapes(config: Any, tuning: Tuning) -> Shapes:  # noqa: ANN401
+def _lora_shapes(config: Any, tuning: Tuning) -> Shapes:  # noqa: ANN401
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     lora = LoraConfig(task_type="CAUSAL_LM", r=tuning.rank, target_modules=list(tuning.targets))
