@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fl.federation import Federation
+from fl.federation import Federation, check_downlink
 from fl.hyperparameters import LocalTraining, Tuning
 from flows.presets import PRESETS
 from storage.datasets import DatasetConfig
@@ -120,11 +120,16 @@ class RunConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _download_that_can_be_coded(self) -> Self:
+        check_downlink(self.tuning, self.federation)
+        return self
+
     def derived(self) -> dict[str, str]:
         """Values that follow from others, each with its reason."""
         drawn = self.federation.clients_per_round
         found = {"clients a round": f"{drawn} (fraction {self.federation.fraction:g} of {self.federation.clients})"}
-        if self.tuning.kind == "lora" and self.tuning.alpha is None:
+        if self.tuning.has_rank and self.tuning.alpha is None:
             found["alpha"] = f"{self.tuning.scale_numerator} (twice the rank {self.tuning.rank})"
         return found
 

@@ -122,7 +122,7 @@ def _run_facts(config: RunConfig, run_id: str) -> RunFacts:
         split=config.split.kind,
         model=config.model.name,
         tuning=config.tuning.kind,
-        rank=config.tuning.rank if config.tuning.kind == "lora" else None,
+        rank=config.tuning.rank if config.tuning.has_rank else None,
         seed=config.seed,
         rounds=config.federation.rounds,
         clients=config.federation.clients,

@@ -7,6 +7,7 @@ from prefect import flow, runtime
 from flows.config import RunConfig
 from storage.archives import source_fingerprint
 from storage.datasets import resolve
+from storage.report_words import tuning_words
 from storage.stages import Stage
 from tasks.download_logs import download_logs
 from tasks.mask_messages import mask_messages
@@ -33,7 +34,7 @@ class Prepared:
 def run_name() -> str:
     """How a flow run is called in Prefect's pages: by its preset and what tells it from other runs of that preset."""
     config = RunConfig.model_validate(runtime.flow_run.parameters["config"])
-    tuning = f"LoRA rank {config.tuning.rank}" if config.tuning.kind == "lora" else f"tuning {config.tuning.kind}"
+    tuning = tuning_words(config.tuning.kind, config.tuning.rank)
     return f"{config.preset}: {config.dataset.name}, {tuning}, seed {config.seed}"
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from storage.report_words import tuning_words
 from tasks.progress import StageEvent, listening
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def showing_progress(config: "RunConfig", steps: Sequence[str]) -> Iterator[Cons
 
 
 def _title(config: "RunConfig") -> str:
-    tuning = f"LoRA rank {config.tuning.rank}" if config.tuning.kind == "lora" else config.tuning.kind
+    tuning = tuning_words(config.tuning.kind, config.tuning.rank)
     return f"{config.preset}: {config.dataset.name}, {config.model.name}, {tuning}, seed {config.seed}"
 
 

@@ -9,10 +9,16 @@ from storage.summaries import END_OF_WINDOW, Alert, Summary, SurprisingMessage
 def title(summary: Summary) -> str:
     """The run in one line."""
     run = summary.run
-    tuned = summary.findings["round"] > 0
-    kinds = {"lora": f"LoRA rank {run.rank}", "full": "full fine-tuning"}
-    tuning = kinds.get(run.tuning, "untouched") if tuned else "untouched"
+    tuning = tuning_words(run.tuning if summary.findings["round"] > 0 else "none", run.rank)
     return f"{run.dataset}, {run.model}, {tuning}, {run.split} split, seed {run.seed}"
+
+
+def tuning_words(kind: str, rank: int | None) -> str:
+    """What was trained, in words."""
+    names = {"lora": "LoRA", "ffa": "FFA-LoRA", "rolora": "RoLoRA", "sb": "square matrices,"}
+    if kind in names:
+        return f"{names[kind]} rank {rank}"
+    return "full fine-tuning" if kind == "full" else "untouched"
 
 
 def alert_title(alert: Alert) -> str:

@@ -16,6 +16,7 @@ from storage.layout import current
 from storage.normal_windows import write_normal_windows
 from storage.registry import CHALLENGER, registered_name
 from storage.registry import register_detector as register
+from storage.report_words import tuning_words
 from storage.stages import NewStage, Stage
 from storage.summaries import RunFacts, Summary, load_summary, score_name
 from storage.tracking import log_run
@@ -84,7 +85,7 @@ def _tags(facts: RunFacts, found: CommittedRound, base: Mapping[str, str], data:
 def _description(summary: Summary) -> str:
     """The detector in one line: model, score, and how well it does without labels."""
     run, findings = summary.run, summary.findings
-    tuning = f"LoRA rank {run.rank}" if run.tuning == "lora" else f"tuning {run.tuning}"
+    tuning = tuning_words(run.tuning, run.rank)
     found = findings["label_free"]
     told = f"label-free F1 {found['f1']:.3f}" if found and found["f1"] is not None else "no labels to judge by"
     return f"{run.model}, {tuning}, round {findings['round']} of {run.run_id}; {score_name(findings)}; {told}"
