@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from prefect import Flow
+from prefect.utilities.callables import parameter_schema
 
-from flows.config import RunConfig
 from flows.server import TemporaryServer, quiet_environment
 from flows.train import GPU_DEPLOYMENT, GPU_POOL, train
 from storage.layout import Layout
@@ -24,24 +24,53 @@ ROOT = Path(__file__).resolve().parent.parent
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
+def _flow(deployment: dict[str, Any]) -> Flow[Any, Any]:
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    found = getattr(import_module(module), name)
+    assert isinstance(found, Flow)
+    return found
+
+
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
 def test_a_deployment_names_a_flow_by_module_with_parameters_that_fit(deployment: dict[str, Any]) -> None:
-    module, _, name = deployment["entrypoint"].rpartition(".")
-    assert isinstance(getattr(import_module(module), name), Flow)
-    RunConfig.model_validate(deployment["parameters"]["config"])
+    assert _flow(deployment).validate_parameters(deployment["parameters"])
 
 
-def test_the_experiment_has_a_schedule_and_training_a_gpu_pool_and_a_cpu_pool() -> None:
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_a_deployments_form_describes_every_parameter_and_every_part_of_it(deployment: dict[str, Any]) -> None:
+    schema = parameter_schema(_flow(deployment))
+    # A part that refers to a definition is described there.
+    parts = {"": {"properties": schema.properties}, **(schema.definitions or {})}
+    bare = [
+        f"{name}.{field}"
+        for name, part in parts.items()
+        for field, facts in part.get("properties", {}).items()
+        if "description" not in facts and "description" not in parts.get(facts.get("$ref", "").split("/")[-1], {})
+    ]
+    assert bare == []
+
+
+def test_what_runs_when_and_where() -> None:
     found = {d["name"]: (d["entrypoint"], d["work_pool"]["name"]) for d in DEPLOYMENTS}
     assert found == {
         "experiment": ("flows.experiment.experiment", "cpu"),
         "train": ("flows.train.train", GPU_POOL),
         "train-cpu": ("flows.train.train", "cpu"),
+        "nightly-retrain": ("flows.nightly.nightly_retrain", "cpu"),
     }
-    assert {d["name"]: d.get("schedules") for d in DEPLOYMENTS} == {
-        "experiment": [{"cron": "0 3 * * *", "timezone": "UTC"}],
-        "train": None,
-        "train-cpu": None,
+    assert {d["name"]: d["schedules"] for d in DEPLOYMENTS if "schedules" in d} == {
+        "nightly-retrain": [{"cron": "0 3 * * *", "timezone": "UTC"}],
+    }
+
+
+def test_no_two_runs_of_a_deployment_train_at_the_same_time_and_a_late_night_is_left_out() -> None:
+    rules = {d["name"]: d["concurrency_limit"] for d in DEPLOYMENTS}
+    assert {rule["limit"] for rule in rules.values()} == {1}
+    assert {name: rule["collision_strategy"] for name, rule in rules.items()} == {
+        "experiment": "ENQUEUE",
+        "train": "ENQUEUE",
+        "train-cpu": "ENQUEUE",
+        "nightly-retrain": "CANCEL_NEW",
     }
 
 

@@ -1,0 +1,83 @@
+"""The nightly training: on what a log has gained, from the champion's adapter, with a promotion where it is better."""
+
+# ruff: noqa: F401, F811 (fixtures are imported, and named again as parameters)
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect_session import home, prefect_api
+
+from flows.config import RunConfig
+from storage.adapters import committed_rounds
+from storage.drift import Verdict, save_verdict
+from storage.hdfs_generator import generate
+from storage.layout import Layout
+from storage.registry import CHAMPION, find_version, versions_of
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+def _config(model: Path, log: Path) -> RunConfig:
+    small = {
+        "dataset": {"name": "hdfs", "source": str(log)},
+        "federation": {"clients": 2, "fraction": 0.5, "rounds": 1},
+        "training": {"steps": 1, "batch_size": 4},
+        "model": {"name": str(model)},
+    }
+    return RunConfig.model_validate({"preset": "demo", **small})
+
+
+def _night(config: RunConfig, **parameters: Any) -> tuple[str, str]:  # noqa: ANN401
+    from flows.nightly import nightly_retrain
+
+    state = nightly_retrain(config, **parameters, return_state=True)
+    return state.name, state.message
+
+
+def _log(folder: Path, blocks: int, seed: int) -> bytes:
+    generate(folder, blocks, seed)
+    return (folder / "HDFS.log").read_bytes()
+
+
+def test_few_new_lines_and_logs_without_drift_wait(home: Path, tiny_model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "HDFS.log"
+    log.write_bytes(_log(tmp_path, 20, 0))
+    config = _config(tiny_model, log)
+    name, message = _night(config, least_lines=100_000)
+    assert (name, "100,000 are waited for" in message) == ("NothingNew", True)
+    facts = {"detector": "d", "dataset": "hdfs", "adapter_hash": "0", "judged": "2026-01-01T00:00:00Z"}
+    calm = Verdict.model_validate({**facts, "windows": 9, "alerts": 0, "retrain": False, "measures": []})
+    save_verdict(calm, Layout(home))
+    name, message = _night(config, least_lines=1, only_when_drifted=True)
+    assert (name, "recommended no retraining" in message) == ("NothingNew", True)
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.long
+def test_a_second_night_trains_on_new_lines_only_and_starts_from_the_champion(
+    home: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    log, config = tmp_path / "app" / "HDFS.log", _config(tiny_model, tmp_path / "app" / "HDFS.log")
+    log.parent.mkdir()
+    log.write_bytes(_log(tmp_path / "first", 300, 0))
+    assert _night(config)[0] == "Completed"
+    # Whatever the comparison with the untouched model said: this version is the champion of the test.
+    from storage.registry import make_champion
+
+    [first] = versions_of("hdfs")
+    make_champion(first)
+    assert _night(config)[0] == "NothingNew"
+    before = {path.name for path in (home / "runs").iterdir()}
+    with log.open("ab") as file:
+        file.write(_log(tmp_path / "second", 300, 1))
+    name, message = _night(config)
+    assert name == "Completed"
+    assert "lines after byte" in message
+    [run] = [path for path in (home / "runs").iterdir() if path.name not in before]
+    start, *trained = committed_rounds(run)
+    assert start.adapter_hash == first.tags["adapter_hash"]
+    assert trained[-1].adapter_hash != start.adapter_hash
+    assert len(versions_of("hdfs")) == 2
+    champion = find_version("hdfs", CHAMPION)
+    assert champion is not None
+    assert _night(config)[0] == "NothingNew"
