@@ -14,10 +14,12 @@ from benchmarks.scoring import stratified
 from benchmarks.token_counts import counts
 from benchmarks.training import Steps, padded
 from benchmarks.turns import compared, in_turns
+from benchmarks.windows import read_windows
 from fl.adapter import attach_adapter
 from fl.hyperparameters import Tuning
 from fl.model import LoadedModel, load_model
 from fl.prefix_tree import build_tree
+from storage.composer import encode, load_tokenizer
 
 
 @pytest.fixture
@@ -139,6 +141,16 @@ def test_the_proof_fails_where_scores_are_not_equal(tiny: LoadedModel, windows: 
     told = compare(tied, plain.log_probability, swapped)
     assert told["equal"]
     assert told["ranks_that_differ"] == 1
+
+
+@pytest.mark.real_logs
+def test_text_and_tokens_of_a_window_are_the_same_window(hdfs_archive: Path, tiny_model: Path) -> None:
+    log = read_windows(hdfs_archive, tiny_model / "tokenizer.json")
+    assert (len(log.order), int(log.normal.sum())) == (11_501, 11_151)
+    some = log.drawn(40).tolist()
+    whole = encode(load_tokenizer(tiny_model / "tokenizer.json"), [log.texts[number] for number in some])
+    for number, ids in zip(some, whole, strict=True):
+        assert log.token_ids[number].tolist() == ids[:1024].tolist()
 
 
 def test_a_repeated_log_has_new_blocks_and_later_days(tmp_path: Path) -> None:
