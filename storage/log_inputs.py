@@ -12,6 +12,7 @@ import re
 import select
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def _opened(log: Path | str) -> Iterator[BinaryIO]:
         with _raw(log) as raw:
             what, file = _decompressed(raw)
             yield file
-    except (EOFError, lzma.LZMAError, OSError, pa.ArrowException) as error:
+    except (EOFError, lzma.LZMAError, zlib.error, OSError, pa.ArrowException) as error:
         if what:
             raise SourceError(f"{log} is damaged or cut off ({what}: {_reason(error)}); copy it again.") from error
         raise SourceError(f"Cannot read {log}: {_reason(error)}; check the path and its permissions.") from error

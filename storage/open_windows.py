@@ -127,11 +127,14 @@ class OpenWindows:
 
     def rest(self) -> Iterator[pl.DataFrame]:
         """At the end of the input, all that are still open, unless those are to be left alone."""
+        if self._closing.leave_open:
+            return
         keep = self._membership.keep()
-        named = self._ids.items()
-        last = [number for key, number in named if keep is None or int(key) < keep]
-        if last and not self._closing.leave_open:
-            yield from self._close(pl.Series(last, dtype=pl.UInt32))
+        for key in [key for key in self._ids if keep is not None and int(key) >= keep]:
+            del self._ids[key]
+        if self._ids:
+            yield from self._close(pl.Series(list(self._ids.values()), dtype=pl.UInt32))
+        self._lines = self._lines.clear()
 
     def renumber(self, messages: pl.DataFrame) -> None:
         """Give messages other numbers: columns message and number."""
