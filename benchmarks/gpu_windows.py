@@ -8,6 +8,7 @@ beside the logs and not into the repository.
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,15 +93,9 @@ def _flat(arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
 def write_windows(dealt: DealtWindows, path: Path) -> None:
     """Write the windows as compressed arrays."""
     parts = {"tokens": _flat(dealt.log.token_ids), "starts": _flat(dealt.log.message_starts)}
-    np.savez_compressed(
-        path,
-        log=dealt.log.log,
-        order=dealt.log.order,
-        normal=dealt.log.normal,
-        split=dealt.split,
-        partition=dealt.partition,
-        **{f"{name}_{part}": array for name, flat in parts.items() for part, array in flat.items()},
-    )
+    arrays: dict[str, Any] = {f"{name}_{part}": array for name, flat in parts.items() for part, array in flat.items()}
+    arrays |= {"log": dealt.log.log, "order": dealt.log.order, "normal": dealt.log.normal}
+    np.savez_compressed(path, **arrays, split=dealt.split, partition=dealt.partition)
 
 
 def load_windows(path: Path) -> DealtWindows:

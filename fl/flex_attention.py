@@ -135,7 +135,8 @@ def fault(device: str, dtype: torch.dtype, heads: int, key_heads: int, width: in
     if importlib.util.find_spec("triton") is None:
         return "triton, which compiles it, is not installed"
     try:
-        error = _trial(device, dtype, heads, key_heads, width)
+        with torch.inference_mode(False), torch.enable_grad():  # wherever the question is first asked
+            error = _trial(device, dtype, heads, key_heads, width)
     except Exception as problem:  # whatever a compiler can raise; the run goes on without it
         return f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:160]}"
     limit = _TOLERANCES.get(dtype, min(_TOLERANCES.values()))

@@ -1,5 +1,6 @@
 """FlexAttention over packs: its mask is the ancestors' mask, block by block, and its results are the plain model's."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,7 +194,8 @@ def test_gradients_are_those_of_a_padded_batch(
 def test_the_trial_finds_a_kernel_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     right = flex_attention.attend
     monkeypatch.setattr(flex_attention.importlib.util, "find_spec", lambda _: object())
-    assert flex_attention.fault("cpu", torch.float32, 6, 2, 16) is None
+    with torch.inference_mode():  # as when scoring asks first
+        assert flex_attention.fault("cpu", torch.float32, 6, 2, 16) is None
 
     def all_see_all(*given: object) -> torch.Tensor:
         query, key, value = (part for part in given[:3] if isinstance(part, torch.Tensor))
@@ -269,3 +271,23 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_into_ties() -> None:
 @pytest.mark.parametrize(("heads", "key_heads"), [(9, 3), (15, 5), (32, 32)])
 def test_on_cuda_the_trial_passes_for_the_heads_of_smollm(dtype: torch.dtype, heads: int, key_heads: int) -> None:
     assert flex_attention.fault("cuda", dtype, heads, key_heads, 64) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["flex", "dense"])
+def test_on_cuda_scores_are_those_of_the_cpu(kind: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fl import tree_attention
+    from fl.model import load_model
+    from fl.scoring import score_tokens
+
+    load_model.cache_clear()
+    loaded = load_model(tiny_model, device="cpu")
+    windows = _logs(4, 9, 200)
+    expected = score_tokens(loaded.model, loaded, windows)
+    choice = tree_attention.Choice(kind, "a test")  # type: ignore[arg-type]
+    monkeypatch.setattr(tree_attention, "choose_attention", lambda *_: choice)
+    loaded.model.to("cuda")
+    found = score_tokens(loaded.model, dataclasses.replace(loaded, device="cuda"), windows, token_budget=500)
+    load_model.cache_clear()
+    for ours, theirs in zip(found.log_probabilities, expected.log_probabilities, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
