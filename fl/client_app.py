@@ -71,7 +71,7 @@ def site_of(context: Context) -> Site:
 def tell_partition(message: Message, context: Context) -> Message:
     """Which partition this node holds and how many windows are in it."""
     site = site_of(context)
-    metrics = MetricRecord({"partition": site.partition, "examples": len(read_share(site))})
+    metrics = MetricRecord({"partition": site.partition, "examples": count_windows(site)})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
@@ -143,14 +143,25 @@ def _packed(site: Site, config: dict[str, Any], trained: Arrays, start: Arrays) 
     return arrays
 
 
-def read_share(site: Site) -> list[np.ndarray]:
-    """The token ids of each window in the site's share, in its order; raises FederationError for none."""
-    path = site.shares_folder / share_file(Path(), site.partition).name
+def count_windows(site: Site) -> int:
+    """How many windows the site's share holds, from the file's footer; raises FederationError for none."""
+    path = _share(site)
     if not path.is_file():
         raise FederationError(f"Client {site.partition} has no share at {path}; run the partition stage again.")
-    column = pl.read_parquet(path, columns=["token_ids"])["token_ids"]
-    if not len(column):
+    windows = int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    if not windows:
         raise FederationError(f"The share of client {site.partition} is empty; use fewer clients or more windows.")
+    return windows
+
+
+def _share(site: Site) -> Path:
+    return site.shares_folder / share_file(Path(), site.partition).name
+
+
+def read_share(site: Site) -> list[np.ndarray]:
+    """The token ids of each window in the site's share, in its order; raises FederationError for none."""
+    count_windows(site)
+    column = pl.read_parquet(_share(site), columns=["token_ids"])["token_ids"]
     lengths = column.list.len().to_numpy()
     return np.split(column.explode(empty_as_null=False).to_numpy().astype(np.int64), np.cumsum(lengths)[:-1])
 

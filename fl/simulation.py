@@ -15,15 +15,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fl.errors import FederationError, LearningError
+from fl.errors import FederationError, LearningError, LostClients
 from fl.federation import TrainingJob, load_job
 from storage.adapters import committed_rounds
 from storage.errors import DataError
 from storage.events import append_event
 
 if TYPE_CHECKING:
+    from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
 
 ERROR = "error.json"
@@ -118,21 +119,55 @@ def _prepare_environment(job: TrainingJob) -> None:
 def _run_in_simulation(job: TrainingJob, client_app: "ClientApp | None") -> None:
     from flwr.simulation import run_simulation
 
-    from fl import client_app as usual_client
     from fl.server_app import app
 
     _log_to_file(job.run_folder / LOG)
     # Ray prints what it has to say about dead workers to standard output, whatever its log level.
-    with (job.run_folder / LOG).open("a") as log, redirect_stdout(log), _ray_folder(job.run_folder) as folder:
+    with (job.run_folder / LOG).open("a") as log, redirect_stdout(log), _ray(job):
         run_simulation(
             server_app=app,
-            client_app=client_app or usual_client.app,
+            client_app=client_app or cast("ClientApp", _usual_client),
             num_supernodes=job.federation.clients,
-            backend_config={"init_args": _ray_arguments(job, folder), "client_resources": {"num_cpus": 1}},
+            backend_config={"client_resources": {"num_cpus": 1}},
         )
 
 
-def _ray_arguments(job: TrainingJob, folder: str) -> Any:  # noqa: ANN401 (Flower's own type is narrower than Ray's)
+@contextmanager
+def _ray(job: TrainingJob) -> Iterator[None]:
+    """A running Ray for Flower to find, whose first worker is the clients' own.
+
+    In a Ray that it starts itself, Flower asks for workers with an environment of their own, and those that Ray has
+    started beforehand are never used. Raises LostClients where Ray does not start, as on a machine that is too busy.
+    """
+    import ray
+
+    with _ray_folder(job.run_folder) as folder:
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+        try:
+            _start_ray(_ray_arguments(job, folder))
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(arguments: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**arguments)
+    except Exception as error:  # Ray raises nothing more precise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise LostClients(f"Ray did not start: {reason} Run again when the machine is less busy.") from error
+
+
+def _usual_client(message: "Message", context: "Context") -> "Message":
+    """What Flower calls in Ray's worker; torch and all that a client needs are imported there, and only there."""
+    from fl.client_app import app
+
+    return app(message, context)
+
+
+def _ray_arguments(job: TrainingJob, folder: str) -> dict[str, Any]:
     """A Ray of our own: one CPU slot a client that may train at the same time, little shared memory, no pages."""
     return {
         "address": "local",

@@ -1,6 +1,7 @@
 """fl/server_app.py: rounds over a grid without Ray; what replies it takes and what it refuses."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from fl import client_app
 from fl.errors import BadReply, FederationError, LostClients
 from fl.federation import TrainingJob, draw_clients
-from fl.server_app import check_replies, train_federation
+from fl.server_app import check_replies, find_clients, train_federation
 from fl.strategies import weighted_mean
 from storage.adapters import committed_rounds
 from storage.events import read_events
@@ -188,3 +189,26 @@ def test_a_second_reply_of_a_client_is_refused() -> None:
 def test_a_reply_that_never_came_is_named() -> None:
     with pytest.raises(LostClients, match="client 1: no reply in time"):
         check_replies([_reply(3, 0)], {3: 0, 4: 1}, CURRENT, {0: 5, 1: 5}, 1, 2)
+
+
+class _CountingGrid(LocalGrid):
+    """A grid that notes how many messages were open at the same time."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        super().__init__(job, client_app.app)
+        self.open: list[int] = []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        sent = list(messages)
+        self.open.append(len(sent))
+        return super().send_and_receive(sent, timeout=timeout)
+
+
+def test_many_nodes_are_asked_some_at_a_time_and_each_partition_is_found_with_its_windows(tmp_path: Path) -> None:
+    job = small_job(tmp_path / "run", tmp_path, write_shares(tmp_path / "shares", clients=250), clients=250)
+    grid = _CountingGrid(job)
+    nodes, examples = find_clients(grid, 250)  # type: ignore[arg-type]
+    assert max(grid.open) <= 100
+    assert sum(grid.open) == 250
+    assert set(nodes.values()) == set(grid.get_node_ids())
+    assert examples == {partition: 20 + partition for partition in range(250)}

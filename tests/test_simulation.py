@@ -87,6 +87,17 @@ def test_a_job_killed_in_a_round_and_in_a_commit_ends_with_the_bytes_of_an_undis
     assert _adapters(killed) == _adapters(undisturbed)
 
 
+def test_sixty_clients_in_one_worker_train_as_if_each_were_called_by_itself(tmp_path: Path, tiny_model: Path) -> None:
+    many = {"clients": 60, "fraction": 0.05, "rounds": 2}
+    shares = write_shares(tmp_path / "shares", clients=60)
+    called = small_job(tmp_path / "called", tiny_model, shares, **many)
+    train_federation(LocalGrid(called, client_app.app), called)  # type: ignore[arg-type]
+    simulated = small_job(tmp_path / "simulated", tiny_model, shares, **many)
+    assert _finish(_start(simulated, cwd=tmp_path)) == (0, "", "")
+    assert len(set(_adapters(called))) == 3
+    assert _adapters(simulated) == _adapters(called)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "kind", "told"),
     [("die", "LostClients", "0 of 2 clients replied, 2 are needed"), ("NaN", "BadReply", "has NaN")],
