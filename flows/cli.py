@@ -136,9 +136,10 @@ def _flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.settings import run_config
     from flows.terminal import showing_progress
+    from flows.timing import timing
 
     config = run_config(preset, settings or [])
-    with showing_progress(config, steps), prefect_server(current()):
+    with timing(), showing_progress(config, steps), prefect_server(current()):
         yield config
 
 

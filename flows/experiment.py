@@ -9,8 +9,10 @@ from flows.config import RunConfig
 from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import command_of
+from flows.timing import Stopwatch, timing
 from flows.train import run_id_of, starting_adapter, train_where_possible
 from storage.datasets import resolve
+from storage.executions import record_execution
 from storage.runs import hardware, now, read_record, record_run, record_version, versions
 from storage.stages import Stage
 from storage.summaries import RunFacts
@@ -30,14 +32,15 @@ def experiment(config: RunConfig, start_from: str | None = None) -> str:
         config: The run: a preset, and what differs from it.
         start_from: A registered detector to train on from, such as models:/hdfs@champion; none: an untrained adapter.
     """
-    prepared = prepare_data(config)
-    start = starting_adapter(config, prepared, start_from)
-    run_id = run_id_of(config, prepared, start)
-    with _recorded(config, run_id, start) as facts:
-        trained = train_where_possible(config, prepared, run_id, start)
-        judged = judge(config, prepared, trained)
-        written, figures = report(config, prepared, trained, judged, facts)
-        register(config, prepared, trained, judged, written, figures, facts)
+    with timing() as watch:
+        prepared = prepare_data(config)
+        start = starting_adapter(config, prepared, start_from)
+        run_id = run_id_of(config, prepared, start)
+        with _recorded(config, run_id, start, watch) as facts:
+            trained = train_where_possible(config, prepared, run_id, start)
+            judged = judge(config, prepared, trained)
+            written, figures = report(config, prepared, trained, judged, facts)
+            register(config, prepared, trained, judged, written, figures, facts)
     return run_id
 
 
@@ -99,8 +102,8 @@ def register(
 
 
 @contextmanager
-def _recorded(config: RunConfig, run_id: str, start: Stage | None) -> Iterator[RunFacts]:
-    """Keep the run's record up to date: running, then finished or failed."""
+def _recorded(config: RunConfig, run_id: str, start: Stage | None, watch: Stopwatch) -> Iterator[RunFacts]:
+    """Keep the run's record up to date: running, then finished or failed, and how long this execution took."""
     facts = _run_facts(config, run_id)
     if start is not None:
         origin = f"{start.counts['name']} version {start.counts['version']}, which is what is called untouched here"
@@ -109,9 +112,14 @@ def _recorded(config: RunConfig, run_id: str, start: Stage | None) -> Iterator[R
     try:
         yield facts
     except BaseException:
-        record_run(facts.model_copy(update={"status": "failed"}))
+        _end(facts, "failed", watch)
         raise
-    record_run(facts.model_copy(update={"status": "finished"}))
+    _end(facts, "finished", watch)
+
+
+def _end(facts: RunFacts, status: str, watch: Stopwatch) -> None:
+    record_run(facts.model_copy(update={"status": status}))
+    record_execution(facts.run_id, watch.execution(status))
 
 
 def _run_facts(config: RunConfig, run_id: str) -> RunFacts:

@@ -206,6 +206,7 @@ def stage_facts(counts: Mapping[str, Any]) -> str:
 def show_report(run_id: str | None) -> None:
     """Print the summary of a finished run, the newest if none is named."""
     from storage.errors import DataError
+    from storage.executions import last_execution
     from storage.layout import current
     from storage.reports import terminal_report
     from storage.runs import records, summary_of
@@ -217,6 +218,9 @@ def show_report(run_id: str | None) -> None:
     summary = summary_of(chosen)
     console = _page()
     console.print(terminal_report(summary))
+    execution = last_execution(chosen)
+    if execution is not None:
+        console.print(f"[dim]{execution.in_words()}[/dim]")
     console.print(f"[dim]The whole report: {current().run(chosen) / 'report.html'}[/dim]", soft_wrap=True)
 
 

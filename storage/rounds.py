@@ -7,6 +7,7 @@ import polars as pl
 
 from storage.adapters import CLIENT_SCHEMA, ROUND_SCHEMA
 from storage.errors import DataError
+from storage.executions import EXECUTION_SCHEMA
 from storage.layout import Layout
 from storage.runs import list_runs
 
@@ -32,6 +33,7 @@ _METRICS: dict[str, pl.DataType] = {
 _FILES: dict[str, tuple[tuple[str, ...], dict[str, pl.DataType]]] = {
     "rounds": (("rounds/round-*/round.parquet",), _RUN | ROUND_SCHEMA),
     "clients": (("rounds/round-*/clients.parquet",), _RUN | CLIENT_SCHEMA),
+    "executions": (("executions/*.parquet",), _RUN | EXECUTION_SCHEMA),
     "metrics": (("metrics.parquet", "evaluation/metrics.parquet"), _RUN | _METRICS),
 }
 """Each view's files below a run's folder, and its columns while no run has such a file."""
@@ -50,7 +52,8 @@ FROM clients GROUP BY run_id, round ORDER BY run_id, round
 """
 
 VIEWS = ("runs", *_FILES, "scores", "costs")
-"""What can be asked: runs (one row a run), rounds, clients, scores, metrics, and costs (one row a run and round)."""
+"""What can be asked: runs (one row a run), rounds, clients, executions (one row a stage each time a run is
+started), scores, metrics, and costs (one row a run and round)."""
 
 
 def query(sql: str, layout: Layout) -> pl.DataFrame:

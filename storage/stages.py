@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class Stage:
     """Hash over the names and contents of the stage's files."""
     counts: dict[str, Any] = field(default_factory=dict)
     """Numbers and short names only: lines, windows, seconds; no log text."""
+    work_seconds: float = 0.0
+    """How long the work took when the stage was written."""
 
     def file(self, name: str) -> Path:
         """The path of one of the stage's files."""
@@ -56,7 +59,9 @@ def load_stage(root: Path, name: str, key: str) -> Stage | None:
         card = json.loads((folder / CARD).read_text())
         if not all(_intact(folder / file, facts) for file, facts in card["files"].items()):
             return None
-        return Stage(card["name"], card["key"], str(folder), card["fingerprint"], card["counts"])
+        return Stage(
+            card["name"], card["key"], str(folder), card["fingerprint"], card["counts"], card.get("work_seconds", 0.0)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -74,6 +79,8 @@ class NewStage:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.counts: dict[str, Any] = {}
+        self.work_seconds: float | None = None
+        """Set where not all of the time until the stage is committed is work."""
         self.result: Stage | None = None
 
     @property
@@ -96,13 +103,15 @@ def new_stage(root: Path, name: str, key: str) -> Iterator[NewStage]:
         temporary.mkdir(parents=True)
         try:
             stage = NewStage(temporary)
+            began = time.monotonic()
             yield stage
-            stage.result = _commit(temporary, final, name, key, stage.counts)
+            work_seconds = time.monotonic() - began if stage.work_seconds is None else stage.work_seconds
+            stage.result = _commit(temporary, final, name, key, stage.counts, round(work_seconds, 3))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _commit(temporary: Path, final: Path, name: str, key: str, counts: dict[str, Any]) -> Stage:
+def _commit(temporary: Path, final: Path, name: str, key: str, counts: dict[str, Any], work_seconds: float) -> Stage:
     files = {
         str(path.relative_to(temporary)): {
             "bytes": path.stat().st_size,
@@ -113,7 +122,7 @@ def _commit(temporary: Path, final: Path, name: str, key: str, counts: dict[str,
         if path.is_file()
     }
     content = hashlib.sha256("".join(f"{file}\0{facts['sha256']}\n" for file, facts in files.items()).encode())
-    stage = Stage(name, key, str(final), content.hexdigest()[:32], counts)
+    stage = Stage(name, key, str(final), content.hexdigest()[:32], counts, work_seconds)
     card = {**asdict(stage), "files": files}
     del card["path"]
     (temporary / CARD).write_text(json.dumps(card, indent=1))

@@ -22,6 +22,8 @@ class StageEvent:
     done: float = 0.0
     total: float | None = None
     note: str = ""
+    work_seconds: float = 0.0
+    """Of a stage that ran: seconds of the work itself."""
 
 
 Listener = Callable[[StageEvent], None]

@@ -60,6 +60,7 @@ def register_detector(
     run_id = log_run(facts.run_id, _flat(facts.config), _rounds(trained, summary), _metrics(summary), files, tags)
     version = register(registered_name(spec.name), run_id, folder, tags, _description(summary))
     (new.path / "version.json").write_text(json.dumps(asdict(version), indent=1))
+    new.work_seconds = 0.0  # it is all tracking
     new.counts |= {"name": version.name, "version": version.version, "alias": CHALLENGER}
 
 

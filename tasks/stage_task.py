@@ -90,7 +90,8 @@ class StageTask(Generic[P]):
         written = load_stage(current().stages, self.name, key)
         if written is None:
             raise StorageError(f"The stage {self.name} vanished while it was used; run again.")
-        announce(StageEvent(self.name, "cached" if reused else "ran", written.counts))
+        work_seconds = 0.0 if reused else written.work_seconds
+        announce(StageEvent(self.name, "cached" if reused else "ran", written.counts, work_seconds=work_seconds))
         return written
 
     @functools.cached_property

@@ -17,6 +17,7 @@ from fl.federation import Federation, TrainingJob, save_job
 from fl.hyperparameters import LocalTraining, Tuning
 from storage.adapters import ADAPTER, committed_rounds
 from storage.events import read_events
+from storage.executions import training_seconds
 from storage.layout import current
 from storage.progress import Progress
 from storage.stages import NewStage, Stage
@@ -65,6 +66,7 @@ def train_federation(
         device=device,
     )
     save_job(job)
+    before = len(committed_rounds(folder))
     if start is not None and not committed_rounds(folder):
         from fl.adapter_files import read_adapter
         from fl.server_app import commit_untouched
@@ -73,6 +75,8 @@ def train_federation(
     _run_job(folder, progress_of("train"))
     shutil.copytree(folder / "rounds", new.path / "rounds", copy_function=_link)
     new.counts |= _counts(folder)
+    fresh = [found.folder for found in committed_rounds(folder)[before:]]
+    new.work_seconds = training_seconds(fresh, job.concurrent_clients)
 
 
 def _link(source: str, target: str) -> None:

@@ -55,6 +55,19 @@ def test_a_second_run_reuses_every_stage(finished: tuple[RunConfig, str, Path], 
     assert endings == [(stage, "cached") for stage in RUN]
 
 
+def test_each_execution_is_recorded_with_its_work_and_its_overhead(finished: tuple[RunConfig, str, Path]) -> None:
+    from storage.rounds import query
+
+    layout = Layout(finished[2])
+    ran = query("SELECT * FROM executions WHERE state = 'ran' ORDER BY began DESC", layout).to_dicts()
+    rows = {row["stage"]: row for row in ran if row["stage"] in RUN}
+    assert set(rows) == set(RUN)
+    trained = query("SELECT sum(seconds) AS s FROM clients", layout)["s"].item()
+    assert rows["train"]["work_seconds"] == pytest.approx(trained, abs=1e-3)
+    assert rows["train"]["overhead_seconds"] > 0
+    assert rows["register"]["work_seconds"] == 0
+
+
 def test_another_false_alarm_rate_trains_and_scores_nothing_again(
     finished: tuple[RunConfig, str, Path],
     tiny_model: Path,
