@@ -60,7 +60,8 @@ def test_a_second_night_trains_on_new_lines_only_and_starts_from_the_champion(
     log, config = tmp_path / "app" / "HDFS.log", _config(tiny_model, tmp_path / "app" / "HDFS.log")
     log.parent.mkdir()
     log.write_bytes(_log(tmp_path / "first", 300, 0))
-    assert _night(config)[0] == "Completed"
+    name, message = _night(config)
+    assert name == "Completed", message
     # Whatever the comparison with the untouched model said: this version is the champion of the test.
     from storage.registry import make_champion
 
@@ -71,7 +72,7 @@ def test_a_second_night_trains_on_new_lines_only_and_starts_from_the_champion(
     with log.open("ab") as file:
         file.write(_log(tmp_path / "second", 300, 1))
     name, message = _night(config)
-    assert name == "Completed"
+    assert name == "Completed", message
     assert "lines after byte" in message
     [run] = [path for path in (home / "runs").iterdir() if path.name not in before]
     start, *trained = committed_rounds(run)
