@@ -1,7 +1,7 @@
 """Training jobs for tests: shares of random windows, a grid without Ray, and clients that misbehave.
 
 As a program, `python tests/federated_jobs.py RUN_FOLDER` runs a job whose client does in round 2 what MISBEHAVIOUR
-says, or that kills itself at the moment KILL_AT names.
+says, or that kills itself at the moment KILL_AT names; without Ray where GRID is `local`.
 """
 
 import os
@@ -157,6 +157,14 @@ if __name__ == "__main__":
 
     if os.environ.get("KILL_AT") == "rename":
         kill_before_rename()
+    if os.environ.get("GRID") == "local":
+        from fl import client_app
+        from fl.federation import load_job
+        from fl.server_app import train_federation
+
+        local_job = load_job(Path(sys.argv[1]))
+        train_federation(LocalGrid(local_job, client_app.app), local_job)  # type: ignore[arg-type]
+        sys.exit(0)
     behaviour = os.environ.get("MISBEHAVIOUR")
     status = main(sys.argv[1:], misbehaving_client(behaviour) if behaviour else None)
     os._exit(status)

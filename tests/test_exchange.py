@@ -1,6 +1,10 @@
 """fl/exchange.py, fl/server_app.py and fl/client_app.py: rounds of coded messages, over a grid without Ray."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -129,6 +133,22 @@ def test_error_feedback_goes_on_with_the_same_bytes_wherever_a_job_stopped(
     _train(again)
     assert _adapters(again)[1:] != undisturbed[1:]
     assert not (again.run_folder / "sites").exists()
+
+
+def test_a_process_killed_in_a_commit_leaves_residuals_from_which_the_same_bytes_follow(
+    tmp_path: Path, tiny_model: Path, shares: Path
+) -> None:
+    values: dict[str, Any] = {"codec": "int4", "rounds": 3, "fraction": 1.0}
+    undisturbed, killed = (small_job(tmp_path / name, tiny_model, shares, **values) for name in ("one", "two"))
+    _train(undisturbed)
+    program = [sys.executable, str(Path(__file__).with_name("federated_jobs.py")), str(killed.run_folder)]
+    ended = subprocess.run(program, env={**os.environ, "GRID": "local", "KILL_AT": "rename"}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    kept = killed.run_folder / "sites" / "two" / "client-00000"
+    assert sorted(file.name for file in kept.iterdir()) == ["round-0001.safetensors", "round-0002.safetensors"]
+    assert len(_adapters(killed)) == 2
+    _train(killed, seed=3)
+    assert _adapters(killed) == _adapters(undisturbed)
 
 
 def test_a_client_keeps_what_its_message_left_out(tmp_path: Path, tiny_model: Path, shares: Path) -> None:

@@ -87,6 +87,22 @@ def test_a_job_killed_in_a_round_and_in_a_commit_ends_with_the_bytes_of_an_undis
     assert _adapters(killed) == _adapters(undisturbed)
 
 
+def test_a_job_with_error_feedback_killed_in_a_commit_ends_with_the_bytes_of_an_undisturbed_one(
+    tmp_path: Path, tiny_model: Path, shares: Path
+) -> None:
+    # Killed when the clients have kept what round 2 left out, but the round itself is not in place.
+    federation = {"rounds": 3, "codec": "topk", "topk_share": 0.1, "fraction": 1.0}
+    undisturbed = small_job(tmp_path / "undisturbed", tiny_model, shares, **federation)
+    train_federation(LocalGrid(undisturbed, client_app.app), undisturbed)  # type: ignore[arg-type]
+    killed = small_job(tmp_path / "killed", tiny_model, shares, **federation)
+    assert _finish(_start(killed, tmp_path, (str(PROGRAM),), KILL_AT="rename"))[0] == -signal.SIGKILL
+    kept = killed.run_folder / "sites" / "killed" / "client-00000"
+    assert sorted(file.name for file in kept.iterdir()) == ["round-0001.safetensors", "round-0002.safetensors"]
+    assert len(_adapters(killed)) == 2
+    assert _finish(_start(killed, cwd=tmp_path)) == (0, "", "")
+    assert _adapters(killed) == _adapters(undisturbed)
+
+
 def test_sixty_clients_in_one_worker_train_as_if_each_were_called_by_itself(tmp_path: Path, tiny_model: Path) -> None:
     many = {"clients": 60, "fraction": 0.05, "rounds": 2}
     shares = write_shares(tmp_path / "shares", clients=60)
