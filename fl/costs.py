@@ -157,39 +157,6 @@ def table_2() -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class CostLedger:
-    """Bytes of a federation: clients x message x rounds, both ways, and what full fine-tuning would send."""
-
-    clients_per_round: int
-    rounds: int
-    bytes_down: int
-    """Of one message to a client, as serialized."""
-    bytes_up: int
-    """Of one reply."""
-    full_message_bytes: int
-    """Of one message of full fine-tuning."""
-
-    @property
-    def total(self) -> int:
-        """All messages of all rounds."""
-        return self.clients_per_round * self.rounds * (self.bytes_down + self.bytes_up)
-
-    @property
-    def total_full(self) -> int:
-        """The same with full fine-tuning."""
-        return 2 * self.clients_per_round * self.rounds * self.full_message_bytes
-
-    @property
-    def times_smaller(self) -> float | None:
-        """How many times more full fine-tuning sends; none where nothing is sent."""
-        return self.total_full / self.total if self.total else None
-
-    def until(self, round_number: int) -> int:
-        """Bytes sent up to and with a round (the paper's Figure 5 counts to the round of the best F1)."""
-        return self.clients_per_round * round_number * (self.bytes_down + self.bytes_up)
-
-
-@dataclass(frozen=True)
 class Latency:
     """Time of one sample and peak memory of the process (of the device on CUDA), as in the paper's Table 3."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from flows.compare_command import compare
 from flows.detect_command import detect
 from flows.export_command import export
 from flows.promote_command import detectors, promote, rollback
@@ -28,7 +29,7 @@ app = typer.Typer(
 PREPARE = ("download", "window", "mask", "model", "tokenize", "split", "partition")
 TRAIN = (*PREPARE, "train")
 EVALUATE = (*TRAIN, "score", "evaluate", "explain")
-RUN = (*EVALUATE, "costs", "figures", "report", "register")
+RUN = (*EVALUATE, "compare", "costs", "figures", "report", "register")
 """The stages of each command, in order."""
 
 _INTERRUPTED = 130
@@ -121,7 +122,7 @@ def query(
     show_query(sql, view)
 
 
-for service_command in (up, down, status, promote, rollback, detectors, export, detect):
+for service_command in (up, down, status, promote, rollback, compare, detectors, export, detect):
     app.command()(service_command)
 
 

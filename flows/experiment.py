@@ -17,6 +17,7 @@ from storage.runs import hardware, now, read_record, record_run, record_version,
 from storage.stages import Stage
 from storage.summaries import RunFacts
 from storage.tracking import store_identity
+from tasks.compare_models import compare_models
 from tasks.draw_figures import draw_figures
 from tasks.measure_costs import measure_costs
 from tasks.register_detector import register_detector
@@ -48,13 +49,16 @@ def report(
     config: RunConfig, prepared: Prepared, trained: Stage, judged: Judged, facts: RunFacts
 ) -> tuple[Stage, Stage]:
     """The run's report and figures, in its folder and on its page."""
-    costs = measure_costs(prepared.model, trained, judged.scored, config.training)
+    loading = (config.tuning, config.federation.seed, config.model.quantization, config.model.device)
+    compared = compare_models(prepared.model, prepared.tokenized, trained, judged.evaluated, *loading)
+    costs = measure_costs(prepared.model, prepared.tokenized, trained, judged.scored, config.training, *loading)
     figures = draw_figures(prepared.partition, trained, judged.evaluated)
     facts = facts.model_copy(update={"status": "finished", "reasons": facts.reasons | judged.scored.counts["reasons"]})
     written = report_results(
         vars(prepared),
         judged.evaluated,
         judged.explained,
+        compared,
         costs,
         figures,
         config.model_dump(mode="json"),

@@ -179,6 +179,7 @@ _SHOWN = {
     "rounds": "rounds",
     "scored": "windows scored",
     "alerts": "windows explained",
+    "continued": "beginnings continued",
     "figures": "figures",
 }
 

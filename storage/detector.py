@@ -1,4 +1,4 @@
-"""The detector as an MLflow model from code: raw log lines in, judged windows out; storage/judging.py does the work.
+"""The detector as an MLflow model from code: raw log lines in, judged windows out; storage/answers.py does the work.
 
 Served by `mlflow models serve`, it takes {"inputs": ["line", ...]}. What a request has wrong is answered with 400 and
 the reason, what the server has wrong with 500 and the reason.
@@ -14,12 +14,12 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel
-from pydantic import BaseModel
 
+from storage.answers import Answerer, JudgedWindow
 from storage.datasets import DatasetSpec
 from storage.errors import DataError, FormatError
 from storage.example_lines import example_lines
-from storage.judging import FACTS, Judge
+from storage.judging import FACTS
 from storage.windows import WindowRule
 
 
@@ -39,20 +39,6 @@ def pyfunc_arguments(folder: Path) -> dict[str, Any]:
         spec, rule = DatasetSpec.model_validate(facts["dataset"]), WindowRule.model_validate(facts["window"])
         arguments["input_example"] = example_lines(spec, rule)
     return arguments
-
-
-class JudgedWindow(BaseModel):
-    """A window of the lines given, and what the detector holds of it."""
-
-    key: str
-    """The session key, or the number of the window."""
-    lines: int
-    score: float
-    """Higher is more anomalous."""
-    threshold: float
-    """Of the detector."""
-    anomalous: bool
-    """Whether the score is above the threshold."""
 
 
 class Refused(MlflowException):
@@ -76,7 +62,7 @@ class Detector(PythonModel):
 
     def load_context(self, context: Any) -> None:  # noqa: ANN401 (named as MLflow wants it)
         """Read what the detector consists of; the model itself is loaded with the first lines."""
-        self.judge = Judge(Path(next(iter(context.artifacts.values()))).parent)
+        self._answerer = Answerer(Path(next(iter(context.artifacts.values()))).parent)
         # The server answers each request in a thread of its own, and the model is one.
         self._one_at_a_time = Lock()
 
@@ -87,13 +73,14 @@ class Detector(PythonModel):
         lines = list(model_input)
         if not any(line.strip() for line in lines):
             raise Refused("There are no lines to judge; give at least one.", BAD_REQUEST)
-        try:
-            with self._one_at_a_time:
-                return [JudgedWindow(**row) for row in self.judge.judge(lines).to_dicts()]
-        except FormatError as error:
-            raise Refused(f"The {len(lines)} lines make no window: {error}", BAD_REQUEST) from error
-        except DataError as error:
-            raise Refused(str(error), INTERNAL_ERROR) from error
+        with self._one_at_a_time:
+            try:
+                self._answerer.load()
+                return self._answerer.answer(lines)
+            except FormatError as error:
+                raise Refused(str(error), BAD_REQUEST) from error
+            except DataError as error:
+                raise Refused(str(error), INTERNAL_ERROR) from error
 
 
 mlflow.models.set_model(Detector())

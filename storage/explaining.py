@@ -59,6 +59,8 @@ class Explainer:
     def _scored(
         self, texts: Sequence[Sequence[str]], tokens: Sequence[Tokens]
     ) -> tuple[list[ScoredWindow], list[np.ndarray]]:
+        if not tokens:
+            return [], []
         model, loaded = self._judge.model
         ids = [each.ids.astype(np.int64) for each in tokens]
         scores = learning("scoring").score_tokens(model, loaded, ids, top=1)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from storage.continuations import continuation_note, messages_of
 from storage.report_tables import Cell, Table, cell_text, tables
 from storage.report_words import alert_title, alerts_note, fact_lines, machine_table, title, token_words
 from storage.summaries import Alert, Summary, SurprisingMessage
@@ -93,6 +94,7 @@ def html_report(summary: Summary, figures: Mapping[str, Path]) -> str:
         "<dl>" + "".join(f"<dt>{n}</dt><dd>{html.escape(text)}</dd>" for n, text in fact_lines(summary)) + "</dl>",
         *map(html_table, made[:_BEFORE_FIGURES]),
         _html_alerts(summary.alerts),
+        _html_continuations(summary),
         _html_figures(figures),
         *map(html_table, made[_BEFORE_FIGURES:]),
         f"<h2>The same again</h2><pre>{html.escape(summary.run.command)}</pre>",
@@ -140,6 +142,27 @@ def _html_alerts(alerts: Sequence[Alert]) -> str:
     ]
     note = f'<p class="note">{html.escape(alerts_note(alerts))}</p>'
     return "<h2>Most anomalous windows</h2>" + "".join(shown) + note if shown else ""
+
+
+def _html_continuations(summary: Summary) -> str:
+    """Base and tuned model side by side, a message a line."""
+    separator = summary.run.config.get("tokens", {}).get("separator", " ;-; ")
+    parts = []
+    for each in summary.continuations:
+        heads = "".join(f"<th>{name}{_nats(nats)}</th>" for name, _, nats in each.sides())
+        cells = "".join(f"<td>{_lines(text, separator)}</td>" for _, text, _ in each.sides())
+        before = f'<p class="note">after {_lines(each.prefix, separator)}</p>'
+        parts.append(f"{before}<table><thead><tr>{heads}</tr></thead><tbody><tr>{cells}</tr></tbody></table>")
+    note = f'<p class="note">{html.escape(continuation_note(summary.continuations))}</p>'
+    return "<h2>Base and tuned model continue the same log</h2>" + "".join(parts) + note if parts else ""
+
+
+def _nats(nats: float | None) -> str:
+    return "" if nats is None else f" ({nats:.2f} nats)"
+
+
+def _lines(text: str, separator: str) -> str:
+    return "<br>".join(map(html.escape, messages_of(text, separator)))
 
 
 def _alert_row(alert: Alert, message: SurprisingMessage) -> list[Cell]:

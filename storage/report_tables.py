@@ -238,6 +238,9 @@ def cost_table(summary: Summary) -> Table:
     ]
     if cost.peak_memory_mb is not None:
         rows.append(["peak memory of a client", f"{cost.peak_memory_mb:,.0f} MB", None])
+    if cost.latency_ms is not None:
+        timed = f"{cost.latency_ms:,.0f} ± {cost.latency_deviation_ms or 0:,.0f} ms ({cost.latency_windows} windows)"
+        rows.append(["scoring one window by itself", timed, None])
     return Table("Costs", ["", "this run", "full fine-tuning"], rows if cost.client_rounds else rows[7:9])
 
 

@@ -62,6 +62,14 @@ def records(layout: Layout | None = None) -> list[RunFacts]:
     return sorted(found, key=lambda facts: (facts.started, facts.run_id))
 
 
+def newest_finished(layout: Layout | None = None) -> str:
+    """The newest run that has finished; raises DataError where none has."""
+    finished = [facts.run_id for facts in records(layout) if facts.status == "finished"]
+    if not finished:
+        raise DataError("There is no finished run yet; start one with `atalaia run demo`.")
+    return finished[-1]
+
+
 def summary_of(run_id: str, layout: Layout | None = None) -> Summary:
     """The report of a finished run."""
     read_record(run_id, layout)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from storage.continuations import Continuation
 from storage.errors import FormatError
 
 THRESHOLDS = ("label_free", "validated", "oracle")
@@ -96,6 +97,14 @@ class TrainingFacts(_Facts):
     train_seconds: float
     score_seconds: float
     peak_memory_mb: float | None = None
+    latency_ms: float | None = None
+    """Mean time of scoring one window by itself, as in the paper's Table 3."""
+    latency_deviation_ms: float | None = None
+    """Standard deviation over the windows timed."""
+    latency_peak_mb: float | None = None
+    """Peak memory of the process (of the device on CUDA) while windows are scored."""
+    latency_windows: int = 0
+    """How many were timed."""
 
     @property
     def bytes_sent(self) -> int:
@@ -171,6 +180,8 @@ class Summary(_Facts):
     findings: dict[str, Any]
     """As fl.evaluation.evaluate gives them."""
     alerts: list[Alert] = []
+    continuations: list[Continuation] = []
+    """How base and tuned model go on from the same beginnings."""
     next_commands: list[str] = []
 
     def row(self) -> dict[str, Any]:

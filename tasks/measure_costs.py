@@ -4,19 +4,78 @@ from pathlib import Path
 
 import polars as pl
 
-from fl.hyperparameters import LocalTraining
+from fl.hyperparameters import LocalTraining, Tuning
 from storage.adapters import committed_rounds
 from storage.stages import NewStage, Stage
 from storage.summaries import TrainingFacts
+from tasks.prepare_model import model_folder
+from tasks.progress import progress_of
 from tasks.stage_task import stage
+
+_SAMPLES = 10
+"""Windows whose time is taken; the paper's Table 3 has 1,000."""
 
 
 @stage("costs")
-def measure_costs(new: NewStage, model: Stage, trained: Stage, scored: Stage, training: LocalTraining) -> None:
-    """Parameters, bytes as serialized, tokens and seconds, from what the rounds recorded."""
-    facts = _training_facts(model, trained, scored, training)
+def measure_costs(
+    new: NewStage,
+    model: Stage,
+    tokenized: Stage,
+    trained: Stage,
+    scored: Stage,
+    training: LocalTraining,
+    tuning: Tuning,
+    seed: int,
+    quantization: str,
+    device: str,
+) -> None:
+    """Parameters, bytes as serialized, tokens and seconds, from what the rounds recorded; the time of one window."""
+    latency = _latency(model, tokenized, trained, scored, tuning, seed, quantization, device)
+    facts = _training_facts(model, trained, scored, training).model_copy(update=latency)
     (new.path / "costs.json").write_text(facts.model_dump_json(indent=1))
     new.counts |= {"bytes_sent": facts.bytes_sent, "bytes_sent_by_full": facts.bytes_sent_by_full}
+
+
+def _latency(
+    model: Stage,
+    tokenized: Stage,
+    trained: Stage,
+    scored: Stage,
+    tuning: Tuning,
+    seed: int,
+    quantization: str,
+    device: str,
+) -> dict[str, float]:
+    """How long scoring one window takes, each by itself, and what memory that needs: the paper's Table 3."""
+    from fl.adapter import attach_adapter, load_adapter_arrays
+    from fl.costs import measure_latency
+    from fl.model import load_model
+    from fl.scoring import score_sequences
+
+    last = scored.counts["rounds"][-1]
+    known = pl.read_parquet(scored.file(f"round-{last:04d}.parquet"), columns=["sequence_id"])
+    sequences = pl.read_parquet(
+        tokenized.file("sequences.parquet"), columns=["sequence_id", "token_ids", "message_starts"]
+    )
+    chosen = sequences.join(known, on="sequence_id", how="semi").sort("sequence_id")
+    chosen = chosen.gather_every(max(1, len(chosen) // _SAMPLES)).head(_SAMPLES)
+    loaded = load_model(model_folder(model), quantization, device)
+    adapted = attach_adapter(loaded, tuning, seed)
+    load_adapter_arrays(adapted, committed_rounds(Path(trained.path))[last].arrays())
+    ids, starts = ([row.to_numpy() for row in chosen[name]] for name in ("token_ids", "message_starts"))
+    tell = progress_of("costs")
+
+    def run(sample: int) -> None:
+        tell(sample, len(ids), "windows timed")
+        score_sequences(adapted, loaded, [ids[sample]], [starts[sample]], (1,))
+
+    found = measure_latency(run, len(ids), loaded.device, warm_up=1)
+    return {
+        "latency_ms": found.mean_ms,
+        "latency_deviation_ms": found.deviation_ms,
+        "latency_peak_mb": found.peak_mb,
+        "latency_windows": found.samples,
+    }
 
 
 def _training_facts(model: Stage, trained: Stage, scored: Stage, training: LocalTraining) -> TrainingFacts:

@@ -18,7 +18,7 @@ from storage.registry import CHALLENGER, registered_name
 from storage.registry import register_detector as register
 from storage.report_words import tuning_words
 from storage.stages import NewStage, Stage
-from storage.summaries import RunFacts, Summary, load_summary, score_name
+from storage.summaries import RunFacts, Summary, TrainingFacts, load_summary, score_name
 from storage.tracking import log_run
 from tasks.run_pages import page_of_run
 from tasks.stage_task import Retry, stage
@@ -143,4 +143,21 @@ def _renamed(rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[
 def _metrics(summary: Summary) -> dict[str, float]:
     row = _flat(summary.row())
     numbers = {key.replace(".", "_"): value for key, value in row.items() if isinstance(value, int | float)}
-    return {key: float(value) for key, value in numbers.items() if key not in {"k", "rank", "seed", "rounds"}}
+    found = {key: float(value) for key, value in numbers.items() if key not in {"k", "rank", "seed", "rounds"}}
+    return found | _costs(summary.training)
+
+
+def _costs(training: TrainingFacts) -> dict[str, float]:
+    """The figures of the paper's Tables 2 and 3, in its units."""
+    found = {
+        "message_up_mb": training.bytes_up_per_client_round / 1e6,
+        "message_down_mb": training.bytes_down_per_client_round / 1e6,
+        "full_message_mb": training.full_model_bytes / 1e6,
+        "sent_mb": training.bytes_sent / 1e6,
+        "trained_parameters_m": training.trainable_parameters / 1e6,
+        "train_peak_memory_mb": training.peak_memory_mb,
+        "latency_ms": training.latency_ms,
+        "latency_deviation_ms": training.latency_deviation_ms,
+        "latency_peak_mb": training.latency_peak_mb,
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}

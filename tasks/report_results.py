@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from storage.continuations import Continuation
 from storage.layout import current
 from storage.report_tables import markdown_table, tables
 from storage.reports import markdown_alerts, markdown_report, write_report
@@ -23,6 +24,7 @@ def report_results(
     data: Mapping[str, Stage],
     evaluated: Stage,
     explained: Stage,
+    compared: Stage,
     costs: Stage,
     figures: Stage,
     config: Mapping[str, Any],
@@ -35,6 +37,9 @@ def report_results(
         training=TrainingFacts.model_validate_json(costs.file("costs.json").read_text()),
         findings=json.loads(evaluated.file("findings.json").read_text()),
         alerts=[Alert.model_validate(alert) for alert in json.loads(explained.file("alerts.json").read_text())],
+        continuations=[
+            Continuation.model_validate(each) for each in json.loads(compared.file("continuations.json").read_text())
+        ],
         next_commands=_next_commands(facts),
     )
     captions = json.loads(figures.file("captions.json").read_text())

@@ -56,10 +56,16 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with seeded random weights and a byte-level tokenizer trained on a few lines."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    save_tiny_model(folder)
+    return folder
+
+
+def save_tiny_model(folder: Path) -> None:
+    """A two-layer Llama as `tiny_model` is."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny-model")
     save_tiny_tokenizer(folder)
     config = LlamaConfig(
         vocab_size=512,
@@ -77,7 +83,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "card.json").write_text(json.dumps({"name": "tiny", "source": "seeded random", "licence": "none"}))
-    return folder
 
 
 def save_tiny_tokenizer(folder: Path) -> None:

@@ -79,6 +79,7 @@ def write_detector(
     folder: Path,
     model: Path,
     home: Layout,
+    /,
     seed: int = 7,
     noise: float = 0.0,
     **changes: Any,  # noqa: ANN401

@@ -12,7 +12,6 @@ from fl.adapter import Tuning
 from fl.costs import (
     SMOLLM,
     Architecture,
-    CostLedger,
     full_model_size,
     measure_latency,
     message_size,
@@ -87,15 +86,6 @@ def test_the_full_size_is_read_from_a_folder_without_weights(tmp_path: Path) -> 
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
     with pytest.raises(ModelError, match=r"config\.json"):
         full_model_size(tmp_path / "nowhere")
-
-
-def test_the_ledger_multiplies_clients_messages_and_rounds() -> None:
-    ledger = CostLedger(clients_per_round=5, rounds=50, bytes_down=100, bytes_up=60, full_message_bytes=8000)
-    assert ledger.total == 5 * 50 * 160
-    assert ledger.total_full == 5 * 50 * 16_000
-    assert ledger.times_smaller == 100
-    assert ledger.until(10) == ledger.total / 5
-    assert CostLedger(5, 0, 100, 60, 8000).times_smaller is None
 
 
 def test_latency_is_measured_after_the_warm_up_for_every_sample() -> None:

@@ -154,7 +154,31 @@ def test_tracking_has_every_round_and_a_challenger(finished: tuple[RunConfig, st
     assert version is not None
     losses = client.get_metric_history(version.run_id, "held_out_loss")
     assert [metric.step for metric in losses] == [0, 1]
-    assert client.get_run(version.run_id).data.params["federation.rounds"] == "1"
+    run = client.get_run(version.run_id).data
+    assert run.params["federation.rounds"] == "1"
+    assert run.metrics["message_up_mb"] == pytest.approx(list_runs()[0]["bytes_up_per_client_round"] / 1e6)
+    assert run.metrics["latency_ms"] > 0
+
+
+def test_base_and_tuned_model_go_on_from_the_same_beginnings_and_anew_from_others(
+    finished: tuple[RunConfig, str, Path],
+) -> None:
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+    from storage.runs import summary_of
+
+    found = summary_of(finished[1]).continuations
+    assert len({each.prefix for each in found}) == 3
+    assert all(each.tuned_nats != each.base_nats for each in found)
+    page = (finished[2] / "runs" / finished[1] / "report.html").read_text()
+    assert "continue the same log" in page
+    done = CliRunner().invoke(app, ["compare", finished[1], "--tokens", "3", "--temperature", "1", "--seed", "4"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("After") == 3
+    again = CliRunner().invoke(app, ["compare", finished[1], "--prefix", "Receiving block ;-;", "--tokens", "3"])
+    assert "Receiving block" in again.output
+    assert "in the log" not in again.output
 
 
 def test_lineage_goes_from_a_version_to_its_run_data_and_rounds_and_back(finished: tuple[RunConfig, str, Path]) -> None:
