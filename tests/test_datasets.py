@@ -153,6 +153,7 @@ def test_a_description_survives_being_written_down(tmp_path: Path) -> None:
 
 def test_the_documented_example_reads_the_documented_log(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parent.parent / "docs" / "own-logs.md").read_text()
+    page = page.partition("## Descriptions of logs, in full")[2]
     example, log = (part.split("```")[0].partition("\n")[2] for part in page.split("```")[1::2])
     (tmp_path / "shop.toml").write_text(example)
     (tmp_path / "shop.log").write_text(log)
