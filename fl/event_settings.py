@@ -1,0 +1,37 @@
+"""Which learned baselines are trained, and for how long; plain values, read where torch is not loaded."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+Method = Literal["deeplog", "logbert", "fedlog"]
+
+
+@dataclass(frozen=True)
+class EventBaselines:
+    """Small models on message ids, trained on the clients' shares and shown beside the simple rules.
+
+    Clients, their draws and the seed are the federation's; replies are combined by the weighted mean (FedAvg, eq. 1)
+    whatever the run's own strategy and codec are.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    methods: tuple[Method, ...] = ()
+    """`deeplog` (LSTM, CCS 2017, doi 10.1145/3133956.3134015), `logbert` (masked events, arXiv 2103.04475), `fedlog`
+    (temporal convolution, doi 10.1109/TNSM.2022.3152620); none: no learned baselines."""
+    baseline_rounds: int = 20
+    """Rounds of training."""
+    baseline_steps: int = 20
+    """Optimizer steps of a client in a round."""
+    baseline_windows: int = 32
+    """Windows a step."""
+    baseline_rate: float = 5e-3
+    """Adam's learning rate in the first round; it falls along a cosine to a tenth of it."""
+
+    def __post_init__(self) -> None:
+        if min(self.baseline_rounds, self.baseline_steps, self.baseline_windows) < 1:
+            raise ValueError("baseline_rounds, baseline_steps and baseline_windows must be at least 1")
+        if not self.baseline_rate > 0:
+            raise ValueError("baseline_rate must be above 0")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("methods names a baseline twice")
