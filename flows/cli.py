@@ -13,6 +13,7 @@ from flows.compare_command import compare
 from flows.detect_command import detect
 from flows.export_command import export
 from flows.promote_command import detectors, promote, rollback
+from flows.report_command import report
 from flows.services_commands import down, status, up
 
 if TYPE_CHECKING:
@@ -90,14 +91,6 @@ def settings(preset: Annotated[str, typer.Argument(help="A named run.")] = "pape
 
 
 @app.command()
-def report(run_id: Annotated[Optional[str], typer.Argument(help="A run; the newest if left out.")] = None) -> None:  # noqa: UP045
-    """Show the summary of a finished run again."""
-    from flows.terminal import show_report
-
-    show_report(run_id)
-
-
-@app.command()
 def runs(as_json: Annotated[bool, typer.Option("--json", help="A JSON list on stdout, newest last.")] = False) -> None:
     """List the runs, newest last."""
     from storage.runs import list_runs
@@ -122,7 +115,7 @@ def query(
     show_query(sql, view)
 
 
-for service_command in (up, down, status, promote, rollback, compare, detectors, export, detect):
+for service_command in (up, down, status, promote, rollback, compare, detectors, export, detect, report):
     app.command()(service_command)
 
 

@@ -15,9 +15,10 @@ from storage.report_words import tuning_words
 from tasks.progress import StageEvent, listening
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from flows.config import RunConfig
+    from storage.report_tables import Table as ReportTable
 
 _PLAIN_SECONDS = 15.0
 """Seconds between two lines about the same stage where the terminal cannot redraw a line."""
@@ -41,10 +42,17 @@ def showing_progress(config: "RunConfig", steps: Sequence[str]) -> Iterator[Cons
     console.print(f"[bold]Atalaia[/bold]  {escape(_title(config))}")
     for name, value in config.derived().items():
         console.print(f"[dim]  {name}: {escape(value)}[/dim]")
+    with stage_display(console, steps):
+        yield console
+
+
+@contextmanager
+def stage_display(console: Console, steps: Sequence[str]) -> Iterator[None]:
+    """Show the stages as they go while the block runs."""
     display: _Display = _Live(console, steps) if console.is_terminal else _Plain(console, steps)
     try:
         with listening(display):
-            yield console
+            yield
     finally:
         display.close()
 
@@ -79,7 +87,7 @@ class _Steps:
     def finished(self, event: StageEvent) -> str:
         """The line that stays when a stage has ended."""
         mark, colour = _MARKS[event.state]
-        how = "reused" if event.state == "cached" else _duration(self.seconds)
+        how = "reused" if event.state == "cached" else duration(self.seconds)
         place, facts = self.place(event.stage), escape(stage_facts(event.counts))
         return f"[{colour}]{mark}[/{colour}] [dim]{place}[/dim] {event.stage:<10} [dim]{how:>8}[/dim]  {facts}"
 
@@ -155,10 +163,11 @@ def _left(event: StageEvent, seconds: float) -> str:
     if not event.total or event.done <= 0 or seconds < 2:
         return ""
     left = seconds * (event.total - event.done) / event.done
-    return f"{_duration(max(0.0, left))} left"
+    return f"{duration(max(0.0, left))} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit one would say them in."""
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
@@ -206,16 +215,12 @@ def stage_facts(counts: Mapping[str, Any]) -> str:
 
 def show_report(run_id: str | None) -> None:
     """Print the summary of a finished run, the newest if none is named."""
-    from storage.errors import DataError
     from storage.executions import last_execution
     from storage.layout import current
     from storage.reports import terminal_report
-    from storage.runs import records, summary_of
+    from storage.runs import newest_finished, summary_of
 
-    finished = [facts.run_id for facts in records() if facts.status == "finished"]
-    if run_id is None and not finished:
-        raise DataError("There is no finished run yet; start one with `atalaia run demo`.")
-    chosen = run_id or finished[-1]
+    chosen = run_id or newest_finished()
     summary = summary_of(chosen)
     console = _page()
     console.print(terminal_report(summary))
@@ -247,12 +252,20 @@ def show_runs(found: list[dict[str, Any]]) -> None:
         _page().print("No runs yet; start one with `atalaia run demo`.")
 
 
+def show_tables(made: "Sequence[ReportTable]") -> None:
+    """Print tables of a report."""
+    from storage.reports import rich_table
+
+    for table in made:
+        _print_table(rich_table(table))
+
+
 def _page() -> Console:
     """Standard output, as wide as the terminal; files and pipes have a width of their own."""
     return Console(width=None if sys.stdout.isatty() else _PAGE_WIDTH, highlight=False)
 
 
-def _print_table(table: "Table") -> None:
+def _print_table(table: "RenderableType") -> None:
     """Print a table, a line a row where it goes to a file or a pipe, however long the lines."""
     console = _page()
     if not sys.stdout.isatty():
@@ -267,13 +280,14 @@ def _cell(value: object) -> str:
 
 def show_query(sql: str | None, view: str | None) -> None:
     """Print what a query gives: a table on a terminal, tab-separated values in a pipe."""
+    from flows.computed_views import COMPUTED
     from storage.errors import DataError
     from storage.layout import current
     from storage.rounds import query
 
     if (sql is None) == (view is None):
         raise DataError("Give a query or --view NAME, for example: atalaia query --view rounds")
-    result = query(sql or f"SELECT * FROM {view}", current())
+    result = query(sql or f"SELECT * FROM {view}", current(), COMPUTED)
     if not sys.stdout.isatty():
         sys.stdout.write(result.write_csv(separator="\t"))
         return

@@ -59,10 +59,10 @@ def terminal_report(summary: Summary) -> RenderableType:
     """The end of `atalaia run`, for rich: what was done, what it cost, how well it detects, what to look at next."""
     first, *others = verdicts(summary.findings)
     parts: list[RenderableType] = [Text(title(summary), style="bold"), Text(), _facts(summary), Text()]
-    parts += [_rich_table(detection_table(summary)), Text(), Text(first, style="bold"), *map(Text, others)]
+    parts += [rich_table(detection_table(summary)), Text(), Text(first, style="bold"), *map(Text, others)]
     parts += [Text(f"Note: {note}", style="yellow") for note in summary.findings["notes"]]
     if (kinds := kind_table(summary)).rows:
-        parts += [Text(), _rich_table(kinds)]
+        parts += [Text(), rich_table(kinds)]
     if summary.alerts:
         parts += [Text(), Text("The most anomalous test windows, and what gave them away", style="bold")]
         parts += [_rich_alert(number, alert) for number, alert in enumerate(summary.alerts, 1)]
@@ -89,7 +89,7 @@ def _facts(summary: Summary) -> RichTable:
     return grid
 
 
-def _rich_table(table: Table) -> RenderableType:
+def rich_table(table: Table) -> RenderableType:
     """The table with short headings and what they mean; where room is scarce names wrap, and numbers never."""
     made = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(table.short or table.columns):

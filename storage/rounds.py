@@ -9,7 +9,9 @@ from storage.adapters import CLIENT_SCHEMA, ROUND_SCHEMA
 from storage.errors import DataError
 from storage.executions import EXECUTION_SCHEMA
 from storage.layout import Layout
+from storage.paper_views import PAPER_VIEWS, Computed, paper_views
 from storage.runs import list_runs
+from storage.sweeps import CELL_TYPES, cell_table
 
 _RUN: dict[str, pl.DataType] = {"run_id": pl.String()}
 _SCORES: dict[str, pl.DataType] = {
@@ -51,13 +53,17 @@ SELECT run_id, round, count(*) AS clients, sum(tokens)::UBIGINT AS tokens,
 FROM clients GROUP BY run_id, round ORDER BY run_id, round
 """
 
-VIEWS = ("runs", *_FILES, "scores", "costs")
+VIEWS = ("runs", *_FILES, "scores", "costs", "cells")
 """What can be asked: runs (one row a run), rounds, clients, executions (one row a stage each time a run is
-started), scores, metrics, and costs (one row a run and round)."""
+started), scores, metrics, costs (one row a run and round), and cells (one row a cell of a sweep). Beside these, the
+paper's tables and figures: PAPER_VIEWS."""
+_ALL = ", ".join((*VIEWS, *PAPER_VIEWS))
 
 
-def query(sql: str, layout: Layout) -> pl.DataFrame:
+def query(sql: str, layout: Layout, computed: Computed | None = None) -> pl.DataFrame:
     """The answer to a DuckDB query over the views; every view but `runs` has the column run_id before the file's own.
+
+    `computed` brings what views of the paper need of models' shapes, by view; without it they show none.
 
     Raises DataError when the query is wrong.
     """
@@ -72,12 +78,18 @@ def query(sql: str, layout: Layout) -> pl.DataFrame:
             from_path = f"{_part(layout.scores, 1)} AS scored_as, {adapter}"
             _create_view(connection, "shared", sorted(layout.scores.glob("*/*.parquet")), from_path, _SCORES)
             connection.execute(_VIEWS)
+            tables, statements = paper_views(sql, layout, computed or {})
+            tables["cells"] = cell_table(layout) if "cells" in sql.lower() else pl.DataFrame(schema=CELL_TYPES)
+            for name, table in tables.items():
+                connection.register(name, table.to_arrow())
+            for statement in statements:
+                connection.execute(statement)
             answer = connection.sql(sql)
         except duckdb.Error as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise DataError(f"The query failed: {reason}. The views are {', '.join(VIEWS)}.") from error
+            raise DataError(f"The query failed: {reason}. The views are {_ALL}.") from error
         if answer is None:  # a statement that asks nothing
-            raise DataError(f"The query gives no rows; ask with SELECT over {', '.join(VIEWS)}.")
+            raise DataError(f"The query gives no rows; ask with SELECT over {_ALL}.")
         return answer.pl()
 
 

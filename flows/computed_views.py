@@ -1,0 +1,39 @@
+"""What views show that follows from models' shapes alone, without weights."""
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from storage.paper_views import Computed
+
+
+def table_2_from_shapes() -> pl.DataFrame:
+    """The paper's Table 2 computed on the meta device, and what the same messages take as Flower serializes them."""
+    from fl.costs import table_2
+
+    rows = [
+        {
+            "size": row["model"],
+            "tuning": row["tuning"],
+            "computed_mb": row["megabytes"],
+            "computed_parameters_m": row["parameters_m"],
+        }
+        for row in table_2()
+    ]
+    plain = message_bytes(["none"]).select("size", "tuning", flower_bytes_up="bytes_up", flower_bytes_down="bytes_down")
+    return pl.DataFrame(rows).join(plain, on=["size", "tuning"], how="left", maintain_order="left")
+
+
+def message_bytes(codecs: Iterable[str] | None = None) -> pl.DataFrame:
+    """Bytes up and down a client and round for every tuning of Table 2, under each codec or those named."""
+    from fl.costs import FULL, RANKS, SMOLLM
+    from fl.hyperparameters import Tuning
+    from fl.message_sizes import CODECS, codec_table
+
+    tunings = {f"R={rank}": Tuning(rank=rank) for rank in RANKS} | {FULL: Tuning(kind="full")}
+    chosen = {name: CODECS[name] for name in codecs} if codecs is not None else CODECS
+    return pl.DataFrame(codec_table(SMOLLM, tunings, chosen)).rename({"model": "size"})
+
+
+COMPUTED: Computed = {"table2": table_2_from_shapes, "codecs": message_bytes}
+"""By view."""

@@ -1,0 +1,187 @@
+"""The paper's tables and figures as views: what it printed beside what the runs of this home measured."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from storage.errors import DataError
+from storage.layout import Layout
+from storage.paper_values import printed_table_1, printed_table_2, printed_table_3
+from storage.runs import records, summary_of
+from storage.summaries import RunFacts, Summary
+
+NOT_RUN = "not run"
+SIZES = {"size": pl.String(), "tuning": pl.String()}
+COMPUTED_TABLE_2 = SIZES | {
+    "computed_mb": pl.Float64(),
+    "computed_parameters_m": pl.Float64(),
+    "flower_bytes_up": pl.Float64(),
+    "flower_bytes_down": pl.Float64(),
+}
+"""What follows from a model's shapes alone: whoever asks brings it, since storage knows no models."""
+CODECS = SIZES | {"codec": pl.String(), **dict.fromkeys(("bytes_up", "bytes_down", "times_below_full"), pl.Float64())}
+
+_RUNS = {name: pl.String() for name in ("run_id", "dataset", "model", "size", "tuning", "codec", "status")} | {
+    "seed": pl.Int64(),
+    "started": pl.String(),
+    "hardware": pl.String(),
+    "bytes_up": pl.Int64(),
+    "bytes_down": pl.Int64(),
+    "latency_ms": pl.Float64(),
+    "latency_deviation_ms": pl.Float64(),
+    "latency_peak_mb": pl.Float64(),
+    "latency_windows": pl.Int64(),
+}
+_METHODS = {
+    "method": pl.String(),
+    "dataset": pl.String(),
+    "f1": pl.Float64(),
+    "auroc": pl.Float64(),
+    "run_id": pl.String(),
+}
+_METHOD_NAMES = {"logbert": "LogBERT", "fedlog": "FedLog", "logfit": "LogFiT"}
+"""Learned baselines that stand for a row of Table 1."""
+
+# A round's training loss by model and rank; the figure of the best K of each tuning; what was sent until then.
+_SQL = {
+    "fig3": """
+        SELECT tuned.run_id, dataset, model, size, tuning, tuned.seed, rounds.round, loss
+        FROM rounds JOIN tuned USING (run_id) WHERE rounds.round > 0 ORDER BY size, tuning, seed, run_id, round""",
+    "fig4": """
+        SELECT tuned.run_id, dataset, model, size, tuning, tuned.seed, k, population, threshold_kind,
+               f1 AS max_f1, round AS best_round
+        FROM metrics JOIN tuned USING (run_id)
+        WHERE split = 'test' AND score = 'top_k' AND f1 IS NOT NULL AND (round > 0 OR tuning = 'PT')
+        QUALIFY row_number() OVER (PARTITION BY run_id, k, population, threshold_kind ORDER BY f1 DESC, round) = 1
+        ORDER BY size, tuning, tuned.seed, run_id, population, threshold_kind, k""",
+    "fig5": """
+        SELECT fig4.*, coalesce(sum(bytes_up), 0)::UBIGINT AS bytes_up,
+               coalesce(sum(bytes_down), 0)::UBIGINT AS bytes_down
+        FROM fig4 LEFT JOIN costs ON costs.run_id = fig4.run_id AND costs.round <= best_round
+        GROUP BY ALL ORDER BY size, tuning, seed, run_id, population, threshold_kind, k""",
+    "table1": """
+        SELECT method, federated, unsupervised, without_parser, parameter_efficient, pretrained, source,
+               coalesce(printf('F1 %.3f without labels, AUROC %.3f', f1, auroc), '"""
+    + NOT_RUN
+    + """') AS measured,
+               dataset, f1 AS f1_label_free, auroc, run_id
+        FROM printed1 LEFT JOIN methods USING (method) ORDER BY printed1.place, dataset""",
+    "table2": """
+        SELECT size, tuning, printed_mb, computed_mb, printed_parameters_m, computed_parameters_m,
+               round(computed_mb, 2) = printed_mb AND round(computed_parameters_m, 2) = printed_parameters_m AS equal,
+               flower_bytes_up, flower_bytes_down, sent_up, sent_down, coalesce(runs, 0) AS runs, source
+        FROM printed2 LEFT JOIN computed2 USING (size, tuning) LEFT JOIN (
+            SELECT size, tuning, max(bytes_up) AS sent_up, max(bytes_down) AS sent_down, count(*) AS runs
+            FROM tuned WHERE status = 'finished' AND codec = 'none' GROUP BY ALL) USING (size, tuning)
+        ORDER BY printed2.place""",
+    "table3": """
+        SELECT size, printed_ms, printed_deviation_ms, printed_peak_mb, latency_ms AS measured_ms,
+               latency_deviation_ms AS measured_deviation_ms, latency_peak_mb AS measured_peak_mb,
+               latency_windows AS measured_windows, coalesce(tuned.hardware, '"""
+    + NOT_RUN
+    + """') AS measured_on, model, tuning, tuned.run_id, source
+        FROM printed3 LEFT JOIN (SELECT * FROM tuned WHERE latency_ms IS NOT NULL) tuned USING (size)
+        ORDER BY printed3.place, started""",
+    "codecs": "SELECT * FROM computed_codecs",
+}
+PAPER_VIEWS = tuple(_SQL)
+"""table1, table2, table3 (printed beside measured), fig3, fig4, fig5 (the data behind them), and codecs (bytes of a
+message of each tuning of Table 2 under each codec)."""
+
+Computed = Mapping[str, Callable[[], pl.DataFrame]]
+"""Tables that only the learning can compute, by the view that needs them; called only where that view is asked."""
+
+
+def paper_views(sql: str, layout: Layout, computed: Computed) -> tuple[dict[str, pl.DataFrame], list[str]]:
+    """The tables to register and the views to create, in order, for the views of the paper that a query names."""
+    named = [name for name in PAPER_VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
+    if not named:
+        return {}, []
+    if "fig5" in named and "fig4" not in named:
+        named.insert(0, "fig4")
+    facts = records(layout)
+    summaries = {each.run_id: summary for each in facts if (summary := _summary(each, layout))}
+    tables = {"tuned": _frame([_run(each, summaries.get(each.run_id)) for each in facts], _RUNS)}
+    if "table1" in named:
+        tables |= {"printed1": _placed(printed_table_1()), "methods": _frame(_methods(summaries), _METHODS)}
+    if "table2" in named:
+        tables |= {"printed2": _placed(printed_table_2()), "computed2": _computed(computed, "table2", COMPUTED_TABLE_2)}
+    if "table3" in named:
+        tables["printed3"] = _placed(printed_table_3())
+    if "codecs" in named:
+        tables["computed_codecs"] = _computed(computed, "codecs", CODECS)
+    return tables, [f"CREATE VIEW {name} AS {_SQL[name]}" for name in sorted(named)]
+
+
+def _computed(computed: Computed, view: str, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    return computed[view]().select(list(schema)) if view in computed else pl.DataFrame(schema=schema)
+
+
+def _placed(table: pl.DataFrame) -> pl.DataFrame:
+    """The table with the order of its rows, which joins do not keep."""
+    return table.with_row_index("place")
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _summary(facts: RunFacts, layout: Layout) -> Summary | None:
+    """A run's report, where it has come to one."""
+    try:
+        return summary_of(facts.run_id, layout)
+    except DataError:
+        return None
+
+
+def _run(facts: RunFacts, summary: Summary | None) -> dict[str, Any]:
+    """A run as the paper's figures name it: by size and tuning."""
+    cost = summary.training if summary else None
+    own = {name: getattr(facts, name) for name in ("run_id", "dataset", "model", "seed", "status", "started")}
+    latency = ("latency_ms", "latency_deviation_ms", "latency_peak_mb", "latency_windows")
+    return own | {
+        "size": size_of(facts.model),
+        "tuning": tuning_label(facts.tuning, facts.rank),
+        "codec": facts.config.get("federation", {}).get("codec", "none"),
+        "hardware": f"{facts.hardware.get('processor', 'unknown')}, {facts.hardware.get('cores', '?')} cores",
+        "bytes_up": cost.bytes_up_per_client_round if cost else None,
+        "bytes_down": cost.bytes_down_per_client_round if cost else None,
+        **{name: getattr(cost, name, None) for name in latency},
+    }
+
+
+def size_of(model: str) -> str | None:
+    """The number of parameters in a model's name as the paper writes it, such as 135M; None where it has none."""
+    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(?![a-z])", model.rpartition("/")[2], re.IGNORECASE)
+    return f"{found[1]}{found[2].upper()}" if found else None
+
+
+def tuning_label(kind: str, rank: int | None) -> str:
+    """A tuning as the paper's figures name it: PT, R=8 or FFT; other kinds of adapters with their kind."""
+    names = {"none": "PT", "full": "FFT", "lora": f"R={rank}"}
+    return names.get(kind, f"{kind} R={rank}")
+
+
+def _methods(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
+    """What the newest run of each dataset measured for each method of Table 1."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for run_id, summary in summaries.items():
+        where = {"dataset": summary.run.dataset, "run_id": run_id}
+        for method, measured in _measured(summary):
+            found[method, summary.run.dataset] = {"method": method, **where, **measured}
+    return list(found.values())
+
+
+def _measured(summary: Summary) -> list[tuple[str, dict[str, Any]]]:
+    """F1 without labels and AUROC on all test windows, of the tuned model and of the learned baselines there are."""
+    findings, rows = summary.findings, []
+    if summary.run.tuning == "lora" and findings.get("label_free") and findings["label_free"]["f1"] is not None:
+        rows.append(("the paper", {"f1": findings["label_free"]["f1"], "auroc": findings["auroc"]}))
+    for one in findings.get("baselines", []):
+        told = one["populations"]["all"]
+        if one["main"] and one["method"] in _METHOD_NAMES and told["label_free"]:
+            f1 = told["label_free"]["f1"]
+            rows.append((_METHOD_NAMES[one["method"]], {"f1": f1, "auroc": told["auroc"]}))
+    return rows

@@ -1,0 +1,118 @@
+"""storage/paper_views.py: the paper's tables and figures over runs of every kind, and over none."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from run_folders import run_facts, save_run, training_facts
+
+from storage.adapters import commit_round
+from storage.layout import Layout
+from storage.paper_views import PAPER_VIEWS, size_of, tuning_label
+from storage.rounds import query
+from storage.runs import record_run
+
+SHAPES = pl.DataFrame(
+    {
+        "size": ["135M", "135M"],
+        "tuning": ["R=8", "FFT"],
+        "computed_mb": [1.8636, 538.09],
+        "computed_parameters_m": [0.4608, 134.515],
+        "flower_bytes_up": [1.0, 2.0],
+        "flower_bytes_down": [1.0, 2.0],
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A finished LoRA run of two rounds, and one that failed before its report."""
+    layout = Layout(tmp_path_factory.mktemp("home"))
+    save_run(layout, run_facts("lora8"), training_facts(latency_ms=900, latency_deviation_ms=20, latency_windows=10))
+    record_run(run_facts("broken", rank=2, status="failed"), layout)
+    for number, loss in enumerate((None, 0.9, 0.4)):
+        clients = [
+            {"round": number, "partition": p, "bytes_up": 10, "bytes_down": 7} for p in range(2 if number else 0)
+        ]
+        arrays = {"w": np.zeros(1, np.float32)}
+        commit_round(layout.run("lora8"), number, arrays, f"a{number}", clients, {"round": number, "loss": loss})
+    f1 = {(0, 1): 0.99, (1, 1): 0.8, (2, 1): 0.8, (1, 3): 0.5, (2, 3): 0.6}
+    rows = [
+        {
+            "round": r,
+            "split": "test",
+            "population": "balanced",
+            "score": "top_k",
+            "k": k,
+            "threshold_kind": "oracle",
+            "f1": v,
+        }
+        for (r, k), v in f1.items()
+    ]
+    pl.DataFrame(rows).write_parquet(layout.run("lora8") / "metrics.parquet")
+    return layout
+
+
+def test_table_1_shows_the_papers_marks_and_says_of_every_other_method_that_it_was_not_run(layout: Layout) -> None:
+    rows = {row["method"]: row for row in query("SELECT * FROM table1", layout).to_dicts()}
+    assert list(rows) == ["LogBERT", "LogGPT", "LogLLM", "LogFiT", "FedLog", "the paper"]
+    assert {name for name, row in rows.items() if row["measured"] == "not run"} == set(rows) - {"the paper"}
+    ours = rows["the paper"]
+    assert (ours["run_id"], ours["federated"], ours["pretrained"]) == ("lora8", True, True)
+    assert ours["measured"] == f"F1 {ours['f1_label_free']:.3f} without labels, AUROC {ours['auroc']:.3f}"
+
+
+def test_table_2_sets_the_printed_values_beside_the_computed_and_the_sent(layout: Layout) -> None:
+    found = query("SELECT * FROM table2", layout, {"table2": lambda: SHAPES})
+    assert len(found) == 15
+    row = found.row(by_predicate=(pl.col("size") == "135M") & (pl.col("tuning") == "R=8"), named=True)
+    assert (row["printed_mb"], row["printed_parameters_m"], row["equal"]) == (1.86, 0.46, True)
+    assert (row["sent_up"], row["runs"]) == (training_facts().bytes_up_per_client_round, 1)
+    others = found.filter((pl.col("size") != "135M") | (pl.col("tuning") != "R=8"))
+    assert others["runs"].to_list() == [0] * 14
+    assert others["sent_up"].null_count() == 14
+
+
+def test_table_3_sets_the_printed_times_beside_the_measured_and_says_what_was_not_run(layout: Layout) -> None:
+    rows = {row["size"]: row for row in query("SELECT * FROM table3", layout).to_dicts()}
+    assert (rows["135M"]["printed_ms"], rows["135M"]["measured_ms"], rows["135M"]["measured_windows"]) == (
+        30.8908,
+        900,
+        10,
+    )
+    assert {rows[size]["measured_on"] for size in ("360M", "1.7B")} == {"not run"}
+
+
+def test_figure_3_is_the_training_loss_of_each_round(layout: Layout) -> None:
+    found = query("SELECT round, loss, size, tuning, seed FROM fig3 WHERE run_id = 'lora8'", layout)
+    assert found.rows() == [(1, 0.9, "135M", "R=8", 3), (2, 0.4, "135M", "R=8", 3)]
+
+
+def test_figure_4_is_the_best_round_of_each_k_without_the_untouched_model(layout: Layout) -> None:
+    assert query("SELECT k, max_f1, best_round FROM fig4", layout).rows() == [(1, 0.8, 1), (3, 0.6, 2)]
+
+
+def test_figure_5_counts_what_was_sent_until_the_best_round(layout: Layout) -> None:
+    assert query("SELECT k, bytes_up, bytes_down FROM fig5", layout).rows() == [(1, 20, 14), (3, 40, 28)]
+
+
+@pytest.mark.parametrize("view", PAPER_VIEWS)
+def test_every_view_of_the_paper_exists_where_nothing_has_run(view: str, tmp_path: Path) -> None:
+    printed = {"table1": 6, "table2": 15, "table3": 3}
+    assert len(query(f"SELECT * FROM {view}", Layout(tmp_path))) == printed.get(view, 0)
+
+
+def test_a_models_size_is_read_from_its_name() -> None:
+    names = {
+        "smollm2-135m-instruct": "135M",
+        "HuggingFaceTB/SmolLM-1.7B": "1.7B",
+        "/tmp/7b/tiny-model": None,
+        "bert": None,
+    }
+    assert {name: size_of(name) for name in names} == names
+
+
+def test_a_tuning_is_named_as_in_the_papers_figures() -> None:
+    assert [tuning_label("none", None), tuning_label("lora", 8), tuning_label("full", None)] == ["PT", "R=8", "FFT"]
+    assert tuning_label("sb", 16) == "sb R=16"
