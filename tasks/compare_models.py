@@ -98,7 +98,9 @@ def _beginnings(tokenized: Stage, evaluated: Stage, count: int) -> list[Beginnin
     windows = pl.scan_parquet(tokenized.file("windows.parquet")).select("window_id", "sequence_id")
     counted = windows.join(splits.select("window_id"), on="window_id", how="semi").group_by("sequence_id").len()
     sequences = pl.scan_parquet(tokenized.file("sequences.parquet"))
-    long_enough = sequences.filter(pl.col("message_starts").list.len() >= _FEWEST_MESSAGES)
+    # Where all windows have equally many messages, their starts are kept as an array.
+    starts = pl.col("message_starts").cast(pl.List(pl.UInt32))
+    long_enough = sequences.filter(starts.list.len() >= _FEWEST_MESSAGES)
     frequent = counted.join(long_enough, on="sequence_id").sort(["len", "sequence_id"], descending=[True, False])
     found: dict[tuple[int, ...], Beginning] = {}
     for row in frequent.head(20 * count).collect().iter_rows(named=True):

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from mlflow_session import write_detector
+from staged_data import prepared_stages
 
 from fl.adapter import adapter_arrays, adapter_hash, attach_adapter, load_adapter_arrays, read_adapter
 from fl.hyperparameters import Tuning
@@ -16,16 +17,13 @@ from fl.model import load_model, prepare_model
 from fl.scoring import score_sequences
 from fl.thresholds import metrics_at
 from storage.adapters import commit_round
-from storage.datasets import HDFS_SIM
 from storage.errors import RegistryError
-from storage.hdfs_generator import generate
 from storage.layout import Layout
-from storage.masks import MaskRules, mask_log
+from storage.masks import MaskRules
 from storage.registry import CHAMPION, find_version, register_detector
 from storage.stages import Stage, new_stage
-from storage.tokens import TokenRule, tokenize_windows
+from storage.tokens import TokenRule
 from storage.tracking import log_run, tracking_client
-from storage.windows import window_log
 from tasks.promote_detector import promote
 
 BLOCKS, ANOMALIES = 60, 22
@@ -45,30 +43,7 @@ def _default_store(home: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def data(home: Layout, tiny_model: Path) -> dict[str, Stage]:
-    """The stages of prepared data: half of the windows are for validation, half for calibration."""
-    spec = HDFS_SIM.model_copy(update={"label_file": None})
-    found: dict[str, Stage] = {}
-    with new_stage(home.stages, "download", "k") as new:
-        generate(new.path, BLOCKS, 0)
-    found["download"] = new.done
-    raw = new.done.file(spec.raw_name)
-    with new_stage(home.stages, "window", "k") as new:
-        window_log(raw, spec, spec.window, None, new.path)
-    found["window"] = new.done
-    with new_stage(home.stages, "mask", "k") as new:
-        mask_log(raw, Path(found["window"].path), spec, MaskRules(preset="hdfs"), new.path)
-    found["mask"] = new.done
-    tokenizer = prepare_model(str(tiny_model), home.models) / "tokenizer.json"
-    with new_stage(home.stages, "tokenize", "k") as new:
-        tokenize_windows(Path(found["window"].path), Path(found["mask"].path), tokenizer, TOKENS, new.path)
-    found["tokenized"] = new.done
-    with new_stage(home.stages, "split", "k") as new:
-        ids = pl.read_parquet(found["tokenized"].file("windows.parquet"), columns=["window_id"])
-        names = ["validation" if number % 2 else "calibration" for number in range(len(ids))]
-        ids.with_columns(pl.Series("split", names)).write_parquet(new.path / "splits.parquet")
-    found["split"] = new.done
-    found["model"] = Stage("model", "k", "", "weights", {})
-    return found
+    return prepared_stages(home, tiny_model, BLOCKS, TOKENS)
 
 
 def _labelled(data: Mapping[str, Stage], home: Layout, key: str, anomalous: np.ndarray) -> dict[str, Stage]:
