@@ -1,7 +1,7 @@
 """Task: score the windows with the adapters of the rounds; nothing is scored twice, whichever run asks."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,34 +89,51 @@ class Scorer:
         self._quantization, self._device = quantization, device
         self._loaded: LoadedModel | None = None
         self._adapted: Any = None
+        self._untrained = ""
         self.reasons: dict[str, str] = {}
 
     def scores(self, found: CommittedRound, sequences: pl.DataFrame, progress: Progress) -> tuple[pl.DataFrame, int]:
         """The score columns of each sequence, and how many sequences had to be computed."""
-        known = self._known(found)
         # Sequences that differ only beyond the truncation are the same tokens, and have one hash.
         distinct = sequences.unique("sequence_hash", keep="first", maintain_order=True)
-        missing = (
-            distinct if known is None else distinct.join(known, on="sequence_hash", how="anti", maintain_order="left")
-        )
-        if not missing.is_empty():
-            fresh = self._compute(found, missing, progress)
-            known = fresh if known is None else pl.concat([known, fresh])
-            self._keep(found, known)
-        assert known is not None
+        path = self._file(self._tuning, found.adapter_hash)
+        known, computed = _completed(path, distinct, lambda missing: self._score(found, missing, progress))
         keys = sequences.select("sequence_id", "sequence_hash")
-        return keys.join(known, on="sequence_hash", how="left", maintain_order="left"), len(missing)
+        return keys.join(known, on="sequence_hash", how="left", maintain_order="left"), computed
 
-    def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
-        from fl.adapter import attach_adapter, load_adapter_arrays
-        from fl.model import load_model
-        from fl.scoring import score_sequences
+    def _score(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> tuple[pl.DataFrame, int]:
+        """Scores of an adapter's new sequences; of one that is as it was before training, the untouched model's own.
 
+        So the cells of a sweep score the untouched model once, whatever they train.
+        """
         progress(0, 1)
+        self._load()
+
+        def compute(sequences: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+            return self._compute(found, sequences, progress), len(sequences)
+
+        if self._tuning.kind == "none" or found.adapter_hash != self._untrained:
+            return compute(missing)
+        from fl.adapter import adapter_hash
+
+        known, computed = _completed(self._file(Tuning(kind="none"), adapter_hash({})), missing, compute)
+        wanted = missing.select("sequence_hash")
+        return wanted.join(known, on="sequence_hash", how="left", maintain_order="left"), computed
+
+    def _load(self) -> None:
+        from fl.adapter import adapter_arrays, adapter_hash, attach_adapter
+        from fl.model import load_model
+
         if self._loaded is None:
             self._loaded = load_model(model_folder(self._model), self._quantization, self._device)
             self._adapted = attach_adapter(self._loaded, self._tuning, self._seed)
+            self._untrained = adapter_hash(adapter_arrays(self._adapted))
             self.reasons = self._loaded.reasons
+
+    def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
+        from fl.adapter import load_adapter_arrays
+        from fl.scoring import score_sequences
+
         load_adapter_arrays(self._adapted, found.arrays())
         columns = score_sequences(
             self._adapted,
@@ -128,22 +145,29 @@ class Scorer:
         )
         return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns})
 
-    def _file(self, found: CommittedRound) -> Path:
+    def _file(self, tuning: Tuning, adapter: str) -> Path:
         """Where the scores of an adapter lie: apart for every model, way of loading it, K and scoring source."""
-        facts: list[object] = [self._model.fingerprint, self._quantization, self._device, self._tuning.kind, self._ks]
-        facts += [self._tuning.scale_numerator / self._tuning.rank, source_hash(["fl.scoring", "fl.adapter"])]
+        facts: list[object] = [self._model.fingerprint, self._quantization, self._device, tuning.kind, self._ks]
+        facts += [tuning.scale_numerator / tuning.rank, source_hash(["fl.scoring", "fl.adapter"])]
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-        return current().scores / name / f"{found.adapter_hash}.parquet"
+        return current().scores / name / f"{adapter}.parquet"
 
-    def _known(self, found: CommittedRound) -> pl.DataFrame | None:
-        try:
-            return pl.read_parquet(self._file(found))
-        except (OSError, pl.exceptions.PolarsError):
-            return None
 
-    def _keep(self, found: CommittedRound, scores: pl.DataFrame) -> None:
-        path = self._file(found)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        scores.write_parquet(temporary)
-        temporary.replace(path)
+def _completed(
+    path: Path, wanted: pl.DataFrame, score: Callable[[pl.DataFrame], tuple[pl.DataFrame, int]]
+) -> tuple[pl.DataFrame, int]:
+    """The scores kept at `path` with those that are wanted and missing there, and how many were computed."""
+    try:
+        known = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError):
+        known = None
+    missing = wanted if known is None else wanted.join(known, on="sequence_hash", how="anti", maintain_order="left")
+    if known is not None and missing.is_empty():
+        return known, 0
+    fresh, computed = score(missing)
+    scores = fresh if known is None else pl.concat([known, fresh])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    scores.write_parquet(temporary)
+    temporary.replace(path)
+    return scores, computed

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from fl.adapter import Tuning, adapter_arrays, adapter_hash, attach_adapter
 from fl.model import load_model
+from fl.scoring import score_sequences
 from storage.adapters import CommittedRound, commit_round
 from storage.stages import Stage, new_stage
 from tasks.prepare_model import prepare_model
@@ -50,3 +52,30 @@ def test_what_was_scored_before_is_looked_up(scorer: Scorer, untouched: Committe
         dict(zip(again["sequence_hash"], again["mean_token"], strict=True)).items()
         >= dict(zip(first["sequence_hash"], first["mean_token"], strict=True)).items()
     )
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), Tuning(rank=2), Tuning(kind="ffa"), Tuning(kind="full")])
+def test_the_untouched_model_is_scored_once_whatever_is_to_be_trained(
+    tuning: Tuning, tiny_model: Path, scorer: Scorer, tmp_path: Path
+) -> None:
+    load_model.cache_clear()
+    arrays = adapter_arrays(attach_adapter(load_model(tiny_model), tuning, 5))
+    untrained = commit_round(tmp_path / "before", 0, arrays, adapter_hash(arrays), [], {"round": 0})
+    changed = {name: array + np.float32(0.5) for name, array in arrays.items()}
+    trained = commit_round(tmp_path / "after", 0, changed, adapter_hash(changed), [], {"round": 0})
+    nothing = commit_round(tmp_path / "nothing", 0, {}, adapter_hash({}), [], {"round": 0})
+    model = scorer._model
+    load_model.cache_clear()
+    wanted = _sequences(["a", "b", "c"])
+    bare = Scorer(model, Tuning(kind="none"), 0, (1, 3), "none", "cpu")
+    expected, computed = bare.scores(nothing, wanted, lambda *_: None)
+    assert computed == 3
+    again = Scorer(model, tuning, 5, (1, 3), "none", "cpu")
+    table, computed = again.scores(untrained, _sequences(["a", "b", "c", "d"]), lambda *_: None)
+    assert computed == 1
+    assert table["mean_token"].to_list()[:3] == expected["mean_token"].to_list()
+    own = attach_adapter(load_model(tiny_model), tuning, 5)
+    tokens, starts = ([row.to_numpy() for row in wanted[name]] for name in ("token_ids", "message_starts"))
+    plain = score_sequences(own, load_model(tiny_model), tokens, starts, (1, 3))
+    assert plain["mean_token"].tolist() == pytest.approx(expected["mean_token"].to_list(), abs=1e-6)
+    assert again.scores(trained, wanted, lambda *_: None)[1] == 3
