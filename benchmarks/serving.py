@@ -1,6 +1,6 @@
 """How fast a served detector answers: requests a second and the 99th percentile, its score cache cold and warm.
 
-    python -m benchmarks.serving [DETECTOR] [--requests N] [--clients N] [--blocks N]
+    python -m benchmarks.serving [DETECTOR] [--requests N] [--clients N]
 
 DETECTOR is whatever `atalaia detect --model` takes; without one, a tiny random model is served, which shows what
 everything but the model costs. Each request holds the lines of one simulated HDFS block. Cold: every block is sent for
@@ -11,9 +11,6 @@ import argparse
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -37,6 +34,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=4, help="requests under way at a time")
     asked = parser.parse_args()
+    # Tests and benchmarks start servers and tiny models the same way.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     with TemporaryDirectory() as scratch:
         requests = simulated_requests(Path(scratch) / "log", asked.requests)
         with (
@@ -80,7 +79,6 @@ def _served_model(detector: str | None, scratch: Path) -> Iterator[str]:
 
 
 def _tiny_detector(scratch: Path) -> Path:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     from conftest import save_tiny_model
     from mlflow_session import write_detector
 
@@ -94,26 +92,13 @@ def _tiny_detector(scratch: Path) -> Path:
 
 @contextmanager
 def _serving(model: str, log: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "--model-uri", model]
-    command += ["--env-manager", "local", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    try:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            with suppress(OSError), urllib.request.urlopen(f"{address}/ping", timeout=5):
-                break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(log.read_text())
-            time.sleep(0.2)
+    """The address of MLflow's own server of the model, while the block runs."""
+    from mlflow_session import free_port, running
+
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local"]
+    with running([*command, "--port", str(port)], f"{address}/ping", log):
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _measured(address: str, requests: Sequence[Sequence[str]], clients: int) -> dict[str, float]:
