@@ -4,7 +4,8 @@ They are small enough to need no Flower and no Ray: what a client would receive 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,7 +46,8 @@ class TrainedBaseline:
 
     def scores(self, windows: Sequence[Window], seed: int) -> dict[str, npt.NDArray[np.float64]]:
         """Each kind of score, one value a window of message ids."""
-        return self.model.scores([self.vocabulary.events(window) for window in windows], seed)
+        with _one_thread():
+            return self.model.scores([self.vocabulary.events(window) for window in windows], seed)
 
 
 def train_baseline(
@@ -57,12 +59,12 @@ def train_baseline(
 ) -> TrainedBaseline:
     """Train a baseline on the clients' windows of message ids; `shares[p]` are those of partition p.
 
-    The outcome depends on nothing but the arguments, for a fixed number of threads. Raises FederationError where a
-    round has no windows at all, LearningError where a loss is no longer finite.
+    The outcome depends on nothing but the arguments. Raises FederationError where a round has no windows at all,
+    LearningError where a loss is no longer finite.
     """
     started = time.perf_counter()
     vocabulary = vocabulary_of([window for share in shares for window in share])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(federation.seed)
         model = MODELS[method](vocabulary).eval()
         arrays, losses, windows = _arrays(model), [], 0
@@ -88,6 +90,17 @@ def train_baseline(
     return TrainedBaseline(model, vocabulary, losses, windows, size, time.perf_counter() - started)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: such small models gain nothing from more, and sums are the same on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _train_client(
     model: EventModel, windows: list[Events], baselines: EventBaselines, rate: float, seed: tuple[int, int, int]
 ) -> float:
@@ -102,7 +115,7 @@ def _train_client(
     for batch in draw_batches(len(windows), drawing, seed):
         loss = model.loss([windows[index] for index in batch], generator)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         total += loss.item()
     model.eval()

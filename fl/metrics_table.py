@@ -141,10 +141,11 @@ def _round_rows(
             named = {**facts, "split": split, "population": population, "score": name, "k": k}
             oracle = {"oracle": ranking.best_f1_threshold()} if split == "test" and ranking.anomalies else {}
             for kind, threshold in {**thresholds, **oracle}.items():
-                yield {**named, "threshold_kind": kind, **_metrics(ranking, threshold, labelled)}
+                yield {**named, "threshold_kind": kind, **metrics_of(ranking, threshold, labelled)}
 
 
-def _metrics(ranking: Ranking, threshold: float, labelled: bool) -> Row:
+def metrics_of(ranking: Ranking, threshold: float, labelled: bool) -> Row:
+    """The columns of the table that a ranking and a threshold decide; null for what needs missing labels."""
     found = ranking.at(threshold)
     return {
         "threshold": threshold,

@@ -133,6 +133,9 @@ def _flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -
     from flows.timing import timing
 
     config = run_config(preset, settings or [])
+    if config.baselines.methods and "evaluate" in steps:
+        place = steps.index("evaluate")
+        steps = (*steps[:place], "baselines", *steps[place:])
     with timing(), showing_progress(config, steps), prefect_server(current()):
         yield config
 

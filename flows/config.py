@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fl.event_settings import EventBaselines
 from fl.federation import Federation, check_downlink
 from fl.hyperparameters import LocalTraining, Tuning
 from flows.presets import PRESETS
@@ -92,6 +93,8 @@ class RunConfig(BaseModel):
     """Which adapters are scored, and how."""
     detection: DetectionConfig = DetectionConfig()
     """How scores become alarms."""
+    baselines: EventBaselines = EventBaselines()
+    """Which small learned models are shown beside the simple rules."""
 
     @model_validator(mode="before")
     @classmethod

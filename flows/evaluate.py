@@ -11,6 +11,7 @@ from storage.stages import Stage
 from tasks.explain_alerts import explain_alerts
 from tasks.score_windows import score_windows
 from tasks.search_threshold import search_threshold
+from tasks.train_event_models import train_event_models
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def judge(config: RunConfig, prepared: Prepared, trained: Stage) -> Judged:
     scored = score_windows(
         model, data, prepared.split, trained, config.tuning, seed, rounds, config.scoring.ks, *loading
     )
+    baselines = learned_baselines(config, prepared)
     evaluated = search_threshold(
         data,
         prepared.split,
@@ -49,9 +51,19 @@ def judge(config: RunConfig, prepared: Prepared, trained: Stage) -> Judged:
         config.seed,
         trained,
         config.training.batch_size,
+        baselines,
     )
     explained = explain_alerts(model, data, trained, evaluated, config.tuning, seed, *loading)
     return Judged(scored, evaluated, explained)
+
+
+def learned_baselines(config: RunConfig, prepared: Prepared) -> Stage | None:
+    """The learned baselines on the same shares and draws of clients; None where the run asks for none."""
+    if not config.baselines.methods:
+        return None
+    federation = config.federation
+    dealt = (federation.clients, federation.fraction, federation.seed)
+    return train_event_models(prepared.tokenized, prepared.partition, config.baselines, *dealt)
 
 
 def rounds_to_score(scoring: ScoringConfig, last: int) -> list[int]:

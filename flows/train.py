@@ -90,6 +90,8 @@ def run_id_of(config: RunConfig, prepared: Prepared, start: Stage | None = None)
     """The name of a run: the same for the same data, source and configuration, so that one that was cut off goes on."""
     training = train_federation.key(**_decisive(config, prepared, start), run_id="")
     facts = [training, plain(prepared.split), plain(config.scoring), plain(config.detection)]
+    # Left out where there are none, so that runs from before there were baselines go on too.
+    facts += [plain(config.baselines)] if config.baselines.methods else []
     return f"{config.preset}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
 
 

@@ -1,6 +1,6 @@
 """The tables of a report, once as values; Markdown, HTML and the terminal only draw them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,11 @@ def detection_table(summary: Summary) -> Table:
         rows.append(["tuned model", *_rates(found["label_free"]), *_ranks(rounds[found["round"]])])
     if 0 in rounds:
         rows.append(["untouched model", *_rates(rounds[0].get("label_free")), *_ranks(rounds[0])])
+    rows += [
+        [one["title"], *_rates(one["populations"]["all"]["label_free"]), *_ranks(one["populations"]["all"])]
+        for one in found.get("baselines", [])
+        if one["main"]
+    ]
     rows += [[f"rule: {rule['rule']}", *_rates(rule), None, None, None] for rule in found["rules"]]
     short = ("detector", "F1", "P", "R", "FAR", "AUROC", "AP", "loss")
     return Table("Detection with a label-free threshold", columns, rows, _how_detected(found), short, _LEGEND)
@@ -135,7 +140,7 @@ def _rates(found: dict[str, Any] | None) -> list[Cell]:
 
 
 def _ranks(row: dict[str, Any]) -> list[Cell]:
-    return [row["auroc"], row["average_precision"], row["loss"]]
+    return [row["auroc"], row["average_precision"], row.get("loss")]
 
 
 def few_windows_table(summary: Summary) -> Table:
@@ -149,6 +154,45 @@ def few_windows_table(summary: Summary) -> Table:
     columns = ["detector", "F1", "precision", "recall", "false alarms"]
     short = ("detector", "F1", "P", "R", "FAR")
     return Table("Simple rules that saw as little as the model", columns, rows, note, short)
+
+
+def baseline_table(summary: Summary) -> Table:
+    """The learned baselines of a run."""
+    return learned_table(summary.findings.get("baselines", []))
+
+
+def learned_table(found: Sequence[dict[str, Any]]) -> Table:
+    """Learned baselines, each score that they give, by threshold and by population."""
+    rows = [
+        [
+            one["title"],
+            one["score_title"],
+            words,
+            *_population(part)[1:5],
+            _f1(part["published"]),
+            *_population(part)[5:],
+        ]
+        for one in found
+        for name, words in {"all": "all", **_POPULATIONS}.items()
+        if (part := one["populations"][name])["windows"] and (one["main"] or name == "all")
+    ]
+    costs = [
+        f"{one['title']} {one['parameters']:,} parameters, {megabytes(one['message_bytes'])} a message, "
+        f"{one['trained_windows']:,} windows trained on in {one['rounds']} rounds, {seconds(one['seconds'])}"
+        for one in found
+        if one["main"]
+    ]
+    note = (
+        "Small models of message numbers, trained on the same shares by the same draws of clients, combined by the "
+        "weighted mean; the first score of each stands for it. They need a list of all messages that the sites agree "
+        f"on. The published rule has a fixed threshold where one is given. {'; '.join(costs)}."
+    )
+    columns = ["detector", "score", "windows", "anomalous", *(f"{kind.replace('_', '-')} F1" for kind in THRESHOLDS)]
+    return Table("Learned baselines", [*columns, "published rule F1", "AUROC", "average precision"], rows, note)
+
+
+def _f1(found: dict[str, Any] | None) -> Cell:
+    return found["f1"] if found else None
 
 
 def threshold_table(summary: Summary) -> Table:
@@ -168,12 +212,14 @@ def threshold_table(summary: Summary) -> Table:
     return Table("Three thresholds", columns, rows, note)
 
 
+_POPULATIONS = {"unseen": "windows whose sequence training never saw", "balanced": "balanced sample, as in the paper"}
+
+
 def population_table(summary: Summary) -> Table:
     """The same detector on all windows, on unseen sequences only, and on the paper's balanced sample."""
     found = summary.findings
-    words = {"unseen": "windows whose sequence training never saw", "balanced": "balanced sample, as in the paper"}
     rows = [["all test windows", *_population(found)]]
-    rows += [[words[name], *_population(one)] for name, one in found["populations"].items() if one["windows"]]
+    rows += [[_POPULATIONS[name], *_population(one)] for name, one in found["populations"].items() if one["windows"]]
     columns = [
         "windows",
         "number",
@@ -187,7 +233,7 @@ def population_table(summary: Summary) -> Table:
 
 
 def _population(found: dict[str, Any]) -> list[Cell]:
-    f1 = [found[kind]["f1"] if found[kind] else None for kind in THRESHOLDS]
+    f1 = [_f1(found[kind]) for kind in THRESHOLDS]
     return [found["windows"], found["anomalies"], *f1, found["auroc"], found["average_precision"]]
 
 
@@ -263,6 +309,7 @@ def data_table(summary: Summary) -> Table:
 _TABLES: list[Callable[[Summary], Table]] = [
     detection_table,
     few_windows_table,
+    baseline_table,
     threshold_table,
     population_table,
     kind_table,

@@ -29,27 +29,43 @@ def search_threshold(
     seed: int,
     trained: Stage | None = None,
     batch_size: int = 0,
+    baselines: Stage | None = None,
 ) -> None:
     """Find the three thresholds, and judge every scored round and the simple rules by the labels there are.
 
     With `trained` and the windows of a training step, `batch_size`, the rules are also fitted on as few windows as the
-    model has seen.
+    model has seen. With `baselines`, the learned baselines are judged in the same way.
     """
     from fl.evaluation import evaluate
     from fl.metrics_table import METRIC_TYPES
     from fl.rule_comparison import RULE_TYPES
 
-    table = _windows_table(tokenized, split)
+    table = windows_table(tokenized, split)
     rounds = {number: _columns(scored, number, table) for number in scored.counts["rounds"]}
     seen = trained_windows(Path(trained.path), batch_size) if trained else None
-    found = evaluate(_windows(table), rounds, score, k, false_alarm_rate, trained_windows=seen, seed=seed)
+    windows = windows_of(table)
+    found = evaluate(windows, rounds, score, k, false_alarm_rate, trained_windows=seen, seed=seed)
     pl.DataFrame(found.metrics, schema=METRIC_TYPES).write_parquet(new.path / "metrics.parquet")
     pl.DataFrame(found.rules, schema=RULE_TYPES).write_parquet(new.path / "rules.parquet")
     kept = ["window_id", "sequence_hash", "split", "label", "kind"]
     scores = pl.Series("score", found.window_scores, nan_to_null=True)
     table.select(kept).with_columns(scores).write_parquet(new.path / "window_scores.parquet")
-    (new.path / "findings.json").write_text(json.dumps(found.findings, indent=1))
+    learned = _judge_baselines(new.path, baselines, windows, false_alarm_rate, seed) if baselines else []
+    (new.path / "findings.json").write_text(json.dumps(found.findings | {"baselines": learned}, indent=1))
     new.counts |= _counts(found.findings)
+
+
+def _judge_baselines(
+    folder: Path, baselines: Stage, windows: "Windows", false_alarm_rate: float, seed: int
+) -> list[dict[str, Any]]:
+    """Judge the learned baselines by the labels there are: `baselines.parquet`, and what the report tells of them."""
+    from fl.baseline_comparison import BASELINE_TYPES, baseline_findings, baseline_rows
+
+    trained = json.loads(baselines.file("baselines.json").read_text())
+    table = pl.read_parquet(baselines.file("window_scores.parquet")).sort("window_id").drop("window_id")
+    rows = baseline_rows(windows, {name: table[name].to_numpy() for name in table.columns}, false_alarm_rate, seed)
+    pl.DataFrame(rows, schema=BASELINE_TYPES).write_parquet(folder / "baselines.parquet")
+    return baseline_findings(rows, trained)
 
 
 def trained_windows(run_folder: Path, batch_size: int) -> int:
@@ -59,14 +75,16 @@ def trained_windows(run_folder: Path, batch_size: int) -> int:
     return int(drawn.select(pl.min_horizontal("steps", "examples").sum()).item())
 
 
-def _windows_table(tokenized: Stage, split: Stage) -> pl.DataFrame:
+def windows_table(tokenized: Stage, split: Stage) -> pl.DataFrame:
+    """Every window with its split, its label and its messages, by window_id."""
     splits = pl.scan_parquet(split.file("splits.parquet"))
     columns = ["window_id", "sequence_id", "sequence_hash", "label", "kind", "message_ids"]
     windows = pl.scan_parquet(tokenized.file("windows.parquet")).select(columns)
     return windows.join(splits, on="window_id", how="left", maintain_order="left").sort("window_id").collect()
 
 
-def _windows(table: pl.DataFrame) -> "Windows":
+def windows_of(table: pl.DataFrame) -> "Windows":
+    """The windows of such a table as judging takes them."""
     from fl.metrics_table import UNKNOWN, Windows
 
     messages = table["message_ids"]
