@@ -18,7 +18,7 @@ from fl.thresholds import Ranking, balanced_sample, label_free_threshold, rank_c
 Row = dict[str, Any]
 Columns = Mapping[str, npt.NDArray[Any]]
 Rows = npt.NDArray[np.int64]
-SURPRISES = ("max_token", "mean_token", "max_message", "mean_message")
+SURPRISES = ("mean_token", "max_token", "mean_message", "max_message")
 POPULATIONS = ("all", "unseen", "balanced")
 UNKNOWN = -1
 METRIC_TYPES: dict[str, type] = {

@@ -6,7 +6,7 @@ from fl.errors import ScoreError
 from fl.metrics_table import Row
 from fl.scoring import SCORE_NAMES, SURPRISE_SCORES
 
-DEFAULT_SCORE = "max_token"
+DEFAULT_SCORE = "mean_token"
 FEWEST_ANOMALIES = 20
 """Labelled anomalies of the validation split below which a choice among a dozen scores would follow chance."""
 _HOW = "by label-free F1, then average precision, on the labelled validation split"

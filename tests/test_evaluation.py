@@ -167,7 +167,7 @@ def test_findings_are_json_and_the_same_twice(evaluation: Evaluation) -> None:
 def test_logs_without_labels_get_a_threshold_and_a_note_but_no_f1() -> None:
     windows, _ = _windows(known=False)
     found = evaluate(windows, {0: _columns(0.0)})
-    assert found.findings["score"] == "max_token"
+    assert found.findings["score"] == "mean_token"
     assert found.findings["headline"] is None
     assert found.findings["label_free"]["f1"] is None
     assert found.findings["label_free"]["flagged"] > 0
@@ -195,7 +195,7 @@ def test_windows_without_a_label_are_left_out_and_counted() -> None:
 
 def test_the_score_names_are_those_of_the_columns_with_the_default_first() -> None:
     names = score_names(_columns(0.0))
-    assert names[0] == ("max_token", None)
+    assert names[0] == ("mean_token", None)
     assert names[3:] == [("top_k", 1), ("top_k", 3), ("unaligned", 1), ("unaligned", 3)]
 
 
@@ -227,4 +227,4 @@ def test_without_test_windows_there_is_still_a_chosen_score() -> None:
     assert found["headline"] is None
     assert found["windows"] is None
     assert found["most_anomalous"] == []
-    assert found["score"] == "max_token"
+    assert found["score"] == "mean_token"
