@@ -84,7 +84,9 @@ def compare_run(run_id: str, sampling: "Sampling", prefix: str | None = None) ->
     texts: list[tuple[str, str | None]] = [(each.prefix, each.followed) for each in summary.continuations]
     if prefix is not None:
         texts = [(prefix, None)]
-    encoded = [(encode(tokenizer, [start])[0], rest and encode(tokenizer, [rest])[0]) for start, rest in texts]
+    encoded = [
+        (encode(tokenizer, [start])[0], None if rest is None else encode(tokenizer, [rest])[0]) for start, rest in texts
+    ]
     beginnings = [Beginning(ids.tolist(), None if rest is None else rest.tolist()) for ids, rest in encoded]
     loading = (folder, config["model"]["quantization"], config["model"]["device"])
     tuning, seed = tuning_from(config["tuning"], Tuning), config["federation"]["seed"]

@@ -120,7 +120,7 @@ class Scorer:
         wanted = missing.select("sequence_hash")
         return wanted.join(known, on="sequence_hash", how="left", maintain_order="left"), computed
 
-    def _load(self) -> None:
+    def _load(self) -> LoadedModel:
         from fl.adapter import adapter_arrays, adapter_hash, attach_adapter
         from fl.model import load_model
 
@@ -129,15 +129,17 @@ class Scorer:
             self._adapted = attach_adapter(self._loaded, self._tuning, self._seed)
             self._untrained = adapter_hash(adapter_arrays(self._adapted))
             self.reasons = self._loaded.reasons
+        return self._loaded
 
     def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
         from fl.adapter import load_adapter_arrays
         from fl.scoring import score_sequences
 
+        loaded = self._load()
         load_adapter_arrays(self._adapted, found.arrays())
         columns = score_sequences(
             self._adapted,
-            self._loaded,
+            loaded,
             [row.to_numpy() for row in missing["token_ids"]],
             [row.to_numpy() for row in missing["message_starts"]],
             self._ks,
