@@ -54,11 +54,10 @@ def prepared(archive: Path | None, model: str | None, clients: int, seed: int, r
     return [tokens.done, split.done, shares.done]
 
 
-def measured(stages: Sequence[Stage], methods: Sequence[Method], federation: Federation, rounds: int) -> dict[str, Any]:
+def measured(stages: Sequence[Stage], baselines: EventBaselines, federation: Federation) -> dict[str, Any]:
     """What each method finds, with the processor time of all together, and the simple rules beside them."""
     tokens, split, shares = stages
     windows = windows_of(windows_table(tokens, split))
-    baselines = EventBaselines(tuple(methods), baseline_rounds=rounds)
     started = time.process_time()
     scores, trained = scores_of_baselines(tokens, shares, baselines, federation, _tell)
     cpu_seconds = time.process_time() - started
@@ -89,6 +88,7 @@ def main() -> None:
         threads=Size(1, 1, "threads of the computation"),
         seed=Size(0, 0, "seed of split, shares, draws and training"),
     )
+    parser.add_argument("--end", action="store_true", help="let a window's end be one more event")
     parser.add_argument("--methods", nargs="+", choices=get_args(Method), default=get_args(Method))
     given = given_options(parser)
     torch.set_num_threads(given.threads)
@@ -96,7 +96,8 @@ def main() -> None:
     federation = Federation(clients=few["clients"], fraction=few["fraction"], seed=given.seed)
     with tempfile.TemporaryDirectory() as place:
         stages = prepared(given.archive, given.model, federation.clients, given.seed, Path(place))
-        tell(measured(stages, given.methods, federation, given.rounds))
+        baselines = EventBaselines(tuple(given.methods), baseline_rounds=given.rounds, baseline_end=given.end)
+        tell(measured(stages, baselines, federation))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class EventBaselines:
     """Optimizer steps of a client in a round."""
     baseline_windows: int = 32
     """Windows a step."""
+    baseline_end: bool = False
+    """Whether a window's end is one more event, as the language model's end token is; it is not in the publications."""
     baseline_rate: float = 5e-3
     """Adam's learning rate in the first round; it falls along a cosine to a tenth of it."""
 

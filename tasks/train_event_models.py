@@ -13,6 +13,9 @@ from storage.stages import NewStage, Stage
 from tasks.progress import progress_of
 from tasks.stage_task import stage
 
+END_OF_WINDOW = np.iinfo(np.uint32).max
+"""The message id that stands for a window's end; messages are numbered from 0 and never get so far."""
+
 if TYPE_CHECKING:
     from fl.event_federation import TrainedBaseline, Window
 
@@ -45,7 +48,8 @@ def scores_of_baselines(
     table = pl.read_parquet(tokenized.file("windows.parquet"), columns=["window_id", "message_ids"]).sort("window_id")
     messages = table["message_ids"]
     distinct = distinct_windows(messages.explode(empty_as_null=False).to_numpy(), messages.list.len().to_numpy())
-    windows = [np.array(window, dtype=np.uint32) for window in distinct.windows]
+    end = (END_OF_WINDOW,) if baselines.baseline_end else ()
+    windows = [np.array((*window, *end), dtype=np.uint32) for window in distinct.windows]
     places = pl.DataFrame({"window_id": table["window_id"], "place": distinct.index})
     shares = _shares(partition, places, windows, federation.clients)
     scores, facts = table.select("window_id"), []

@@ -141,6 +141,23 @@ def test_each_client_trains_on_its_own_share(stages: dict[str, Stage]) -> None:
     assert len(told) == 1
 
 
+def test_with_its_end_as_an_event_a_window_cut_short_stands_out(tmp_path: Path) -> None:
+    messages = [[7, 8, 9]] * 40 + [[7, 8]]
+    windows = pl.DataFrame({"window_id": range(41), "message_ids": messages})
+    dealt = pl.DataFrame({"window_id": range(40), "partition": [0] * 40})
+    stages = (
+        _stage(tmp_path, "tokenize", {"windows.parquet": windows}),
+        _stage(tmp_path, "partition", {"shares.parquet": dealt}),
+    )
+    found = {}
+    for end in (False, True):
+        settings = EventBaselines(("deeplog",), 4, 10, 8, baseline_end=end)
+        scores, _ = scores_of_baselines(*stages, settings, Federation(clients=1, fraction=1.0), lambda *_: None)
+        found[end] = scores["deeplog.surprise"].to_list()
+    assert found[True][-1] > 10 * found[True][0]
+    assert found[False][-1] <= found[False][0]
+
+
 def test_baselines_are_off_unless_asked_for_and_typed_as_they_are_told() -> None:
     assert run_config("demo", []).baselines.methods == ()
     assert run_config("hdfs-2pct", []).baselines.methods == ("deeplog", "logbert", "fedlog")
