@@ -120,7 +120,7 @@ class Scorer:
         wanted = missing.select("sequence_hash")
         return wanted.join(known, on="sequence_hash", how="left", maintain_order="left"), computed
 
-    def _load(self) -> LoadedModel:
+    def _load(self) -> "LoadedModel":
         from fl.adapter import adapter_arrays, adapter_hash, attach_adapter
         from fl.model import load_model
 
