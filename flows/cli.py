@@ -15,6 +15,7 @@ from flows.export_command import export
 from flows.promote_command import detectors, promote, rollback
 from flows.report_command import report
 from flows.services_commands import down, status, up
+from flows.sweep_command import sweep
 
 if TYPE_CHECKING:
     from flows.config import RunConfig
@@ -115,7 +116,7 @@ def query(
     show_query(sql, view)
 
 
-for service_command in (up, down, status, promote, rollback, compare, detectors, export, detect, report):
+for service_command in (up, down, status, promote, rollback, compare, detectors, export, detect, report, sweep):
     app.command()(service_command)
 
 

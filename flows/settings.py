@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import shlex
 import types
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ def validated(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(_one_line(error)) from error
 
 
+@functools.cache
 def settings_of_run() -> dict[str, Any]:
     """The dotted path and type of everything that can be set in a run."""
     return _leaves(RunConfig)

@@ -1,0 +1,221 @@
+"""Flow: a grid of experiments, each a subflow; what cells have in common is computed once."""
+
+import contextvars
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+from prefect import flow
+
+from fl.devices import gpus
+from flows.config import RunConfig
+from flows.experiment import experiment
+from flows.grids import Cell, cells_of, read_grid
+from flows.prepare import prepare_data
+from storage.report_tables import markdown_table
+from storage.runs import now
+from storage.sweep_tracking import track_sweep
+from storage.sweeps import (
+    CellRecord,
+    SweepRecord,
+    failures,
+    record_sweep,
+    sweep_folder,
+    sweep_id_of,
+    sweep_tables,
+)
+from tasks.progress import StageEvent, listening
+
+
+class FailedCells(Exception):
+    """Some cells of a sweep have no results; the others have."""
+
+    def __init__(self, record: SweepRecord) -> None:
+        failed = failures(record)
+        super().__init__(f"{len(failed)} of {len(record.cells)} cells failed. {'; '.join(failed)}")
+        self.record = record
+
+
+class Watcher(Protocol):
+    """Whoever is told where a sweep is."""
+
+    def sweep_began(self, record: SweepRecord, at_once: int) -> None: ...
+
+    def cell_began(self, number: int, record: SweepRecord) -> None: ...
+
+    def cell_ended(self, number: int, record: SweepRecord) -> None: ...
+
+
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Have `watcher` told of every sweep while the block runs; cells are numbered from 0."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+@flow(name="sweep", flow_run_name="sweep {grid}", persist_result=False)
+def sweep(grid: str, settings: list[str] | None = None) -> str:
+    """Run every cell of a grid, going on after one that fails; the sweep's id.
+
+    A sweep that was stopped goes on when it is started again: whatever lies at rest is reused. Raises FailedCells at
+    the end where cells have no results.
+
+    Args:
+        grid: A grid's name (small, paper), or the path of a .toml file with one.
+        settings: As on the command line, such as rounds=6; one that names an axis takes only these of its values.
+    """
+    cells = cells_of(read_grid(grid), settings or [])
+    devices = devices_for(cells)
+    board = _Board(_new_record(grid, settings or [], cells), len(devices))
+    work = list(enumerate(cells))
+    if len(devices) < 2:
+        for number, cell in work:
+            _run_cell(board, number, cell, cell.config)
+    else:
+        _run_at_once(board, work, devices)
+    record = board.finish()
+    _tell(record)
+    if record.status == "failed":
+        raise FailedCells(record)
+    return record.sweep_id
+
+
+def devices_for(cells: Sequence[Cell]) -> list[str]:
+    """The devices that cells run on, one cell each: every GPU, unless a cell names a device itself; else one place."""
+    if any(cell.config.model.device != "auto" for cell in cells):
+        return ["auto"]
+    count, _ = gpus()
+    return [f"cuda:{index}" for index in range(count)] if count > 1 else ["auto"]
+
+
+def _new_record(grid: str, settings: list[str], cells: Sequence[Cell]) -> SweepRecord:
+    import shlex
+
+    return SweepRecord(
+        sweep_id=sweep_id_of(grid, [cell.config.model_dump_json() for cell in cells]),
+        grid=grid,
+        command=shlex.join(["atalaia", "sweep", grid, *settings]),
+        started=now(),
+        cells=[CellRecord(name=c.name, group=c.group, seed=c.config.seed, command=c.command) for c in cells],
+    )
+
+
+class _Board:
+    """The sweep's record while its cells run: kept on disk, and told to the watchers."""
+
+    def __init__(self, record: SweepRecord, at_once: int) -> None:
+        self.record = record
+        # Cells at a time share one record; re-entrant, since what is told is told under the lock.
+        self._lock = threading.RLock()
+        record_sweep(record)
+        for watcher in tuple(_watchers):
+            watcher.sweep_began(record, at_once)
+
+    def mark(self, number: int, **changes: Any) -> None:  # noqa: ANN401 (CellRecord's fields)
+        with self._lock:
+            cells = list(self.record.cells)
+            cells[number] = cells[number].model_copy(update=changes)
+            self.record = self.record.model_copy(update={"cells": cells})
+            record_sweep(self.record)
+            for watcher in tuple(_watchers):
+                if changes["status"] == "running":
+                    watcher.cell_began(number, self.record)
+                else:
+                    watcher.cell_ended(number, self.record)
+
+    def finish(self) -> SweepRecord:
+        status = "failed" if failures(self.record) else "finished"
+        self.record = self.record.model_copy(update={"status": status})
+        record_sweep(self.record)
+        return self.record
+
+
+class _Endings:
+    """Whether any stage had to be computed for the cell that this thread runs."""
+
+    def __init__(self) -> None:
+        self.ran = False
+        self._thread = threading.get_ident()
+
+    def __call__(self, event: StageEvent) -> None:
+        if event.state == "ran" and threading.get_ident() == self._thread:
+            self.ran = True
+
+
+def _run_cell(
+    board: _Board, number: int, cell: Cell, config: RunConfig, shared: AbstractContextManager[Any] | None = None
+) -> None:
+    """One cell as a subflow of its own; what goes wrong in it is kept in the record, and the next one runs."""
+    board.mark(number, status="running", reason=None)
+    began, endings = time.monotonic(), _Endings()
+    name = cell.name.replace("{", "{{").replace("}", "}}")
+    try:
+        with listening(endings):
+            # Cells that run at once prepare one after the other: the second finds what they have in common at rest.
+            with shared or nullcontext():
+                if shared:
+                    prepare_data(config)
+            run_id = experiment.with_options(flow_run_name=name)(config)
+    except Exception as error:
+        board.mark(number, status="failed", reason=_one_line(error), seconds=time.monotonic() - began)
+    except BaseException:
+        board.mark(number, status="waiting")
+        raise
+    else:
+        status = "finished" if endings.ran else "cached"
+        board.mark(number, status=status, run_id=run_id, seconds=time.monotonic() - began)
+    finally:
+        _forget_tuned_base(config)
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    told = lines[0] if lines else "no reason was given"
+    # The application's own errors are written for people; of any other the kind is half of what it says.
+    ours = type(error).__module__.split(".")[0] in {"fl", "flows", "storage", "tasks"}
+    return told if ours else f"{type(error).__name__}: {told}"
+
+
+def _forget_tuned_base(config: RunConfig) -> None:
+    """Have the base model loaded anew after full fine-tuning, which was scored with its weights in the base's place."""
+    if config.tuning.kind == "full":
+        from fl.model import load_model
+
+        load_model.cache_clear()
+
+
+def _run_at_once(board: _Board, work: Sequence[tuple[int, Cell]], devices: Sequence[str]) -> None:
+    """A cell at a time on each device; a cell's device depends on its place in the grid, so that it is found again."""
+    shared = threading.Lock()
+
+    def on_device(place: int) -> None:
+        for number, cell in work[place :: len(devices)]:
+            model = cell.config.model.model_copy(update={"device": devices[place]})
+            _run_cell(board, number, cell, cell.config.model_copy(update={"model": model}), shared)
+
+    with ThreadPoolExecutor(len(devices), thread_name_prefix="cells") as pool:
+        # Each thread in a copy of this flow's context, so that cells are its subflows.
+        for future in [pool.submit(contextvars.copy_context().run, on_device, place) for place in range(len(devices))]:
+            future.result()
+
+
+def _tell(record: SweepRecord) -> None:
+    """The sweep's tables as a file and an artifact, and its runs under one parent in MLflow."""
+    from prefect.artifacts import create_markdown_artifact
+
+    failed = [f"- {line}" for line in failures(record)]
+    tables = [markdown_table(table) for table in sweep_tables(record)]
+    text = "\n".join([f"# {record.command}", "", *failed, *([""] if failed else []), *tables])
+    path = sweep_folder(record.sweep_id) / "sweep.md"
+    path.write_text(text)
+    create_markdown_artifact(text, key="sweep", description=f"Sweep {record.sweep_id}")
+    track_sweep(record, [path])

@@ -1,0 +1,107 @@
+"""The command sweep: a grid of runs, and where it is."""
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from storage.sweeps import SweepRecord
+
+_SOME_FAILED = 1
+"""Exit status of a sweep that ended with cells without results."""
+
+
+def sweep(
+    grid: Annotated[str, typer.Argument(help="A grid: small, paper, or the path of a .toml file.")],
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
+        typer.Argument(metavar="[KEY=VALUE]...", help="For all cells; tuning=PT,R=8 takes some places of an axis."),
+    ] = None,
+) -> None:
+    """Run every cell of a grid; one that fails stops no other, and what lies at rest is reused."""
+    from flows.server import prefect_server, quiet_environment
+    from storage.layout import current
+
+    quiet_environment(current())
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from flows.grids import cells_of, read_grid
+
+    # A wrong grid or setting is told before anything starts.
+    cells_of(read_grid(grid), settings or [])
+    from rich.console import Console
+
+    progress = SweepProgress(Console(stderr=True, highlight=False))
+    with prefect_server(current()):
+        from flows.sweep import FailedCells, watching
+        from flows.sweep import sweep as flow
+
+        try:
+            with watching(progress):
+                flow(grid, settings or [])
+        except FailedCells as failed:
+            record = failed.record
+        else:
+            record = progress.record
+    show_sweep(record)
+    if record.status == "failed":
+        raise typer.Exit(_SOME_FAILED)
+
+
+class SweepProgress:
+    """Cell i of n with its stages; where several run at once, only their beginnings and ends."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._stack = ExitStack()
+        self._at_once = 1
+        self.record: SweepRecord
+
+    def sweep_began(self, record: "SweepRecord", at_once: int) -> None:
+        """Say what will run."""
+        self.record, self._at_once = record, at_once
+        running = f", {at_once} at once" if at_once > 1 else ""
+        self._console.print(f"[bold]Sweep[/bold] {record.sweep_id}: {len(record.cells)} cells{running}")
+
+    def cell_began(self, number: int, record: "SweepRecord") -> None:
+        """Name the cell, and show its stages."""
+        from rich.markup import escape
+
+        from flows.cli import RUN
+        from flows.terminal import stage_display
+
+        name = escape(record.cells[number].name)
+        self._console.print(f"[bold]cell {number + 1} of {len(record.cells)}[/bold]  {name}")
+        if self._at_once == 1:
+            self._stack.enter_context(stage_display(self._console, RUN))
+
+    def cell_ended(self, number: int, record: "SweepRecord") -> None:
+        """Say how it ended."""
+        from rich.markup import escape
+
+        from flows.terminal import duration
+
+        self.record = record
+        self._stack.close()
+        cell = record.cells[number]
+        told = {"finished": "[green]✓[/green]", "cached": "[cyan]↺ cached[/cyan]", "failed": "[red]✗ failed[/red]"}
+        took = "" if cell.seconds is None else f"  [dim]{duration(cell.seconds)}[/dim]"
+        reason = f"  {escape(cell.reason)}" if cell.reason else ""
+        mark = told.get(cell.status, cell.status)
+        place = f"cell {number + 1} of {len(record.cells)}"
+        self._console.print(f"{mark} {place}  {escape(cell.name)}{took}{reason}", soft_wrap=True)
+
+
+def show_sweep(record: "SweepRecord") -> None:
+    """Print a sweep's tables, and one line on stderr for each cell that failed."""
+    from flows.terminal import show_tables
+    from storage.sweeps import failures, sweep_folder, sweep_tables
+
+    show_tables(sweep_tables(record))
+    print(f"The tables as Markdown: {sweep_folder(record.sweep_id) / 'sweep.md'}")
+    for line in failures(record):
+        print(f"atalaia: {line}", file=sys.stderr)
