@@ -58,10 +58,12 @@ def test_what_runs_when_and_where() -> None:
         "train-cpu": ("flows.train.train", "cpu"),
         "nightly-retrain": ("flows.nightly.nightly_retrain", "cpu"),
         "detect-hourly": ("flows.detect.detect", "cpu"),
+        "weekly-sweep": ("flows.sweep.sweep", "cpu"),
     }
     assert {d["name"]: d["schedules"] for d in DEPLOYMENTS if "schedules" in d} == {
         "nightly-retrain": [{"cron": "0 3 * * *", "timezone": "UTC"}],
         "detect-hourly": [{"interval": 3600, "active": False}],
+        "weekly-sweep": [{"cron": "0 5 * * 0", "timezone": "UTC", "active": False}],
     }
 
 
@@ -74,6 +76,7 @@ def test_no_two_runs_of_a_deployment_train_at_the_same_time_and_a_late_night_is_
         "train-cpu": "ENQUEUE",
         "nightly-retrain": "CANCEL_NEW",
         "detect-hourly": "CANCEL_NEW",
+        "weekly-sweep": "CANCEL_NEW",
     }
 
 
