@@ -1,6 +1,9 @@
 """What views show that follows from models' shapes alone, without weights."""
 
-from collections.abc import Iterable
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import polars as pl
 
@@ -11,6 +14,8 @@ def table_2_from_shapes() -> pl.DataFrame:
     """The paper's Table 2 computed on the meta device, and what the same messages take as Flower serializes them."""
     from fl.costs import table_2
 
+    with _without_advice():
+        found = table_2()
     rows = [
         {
             "size": row["model"],
@@ -18,7 +23,7 @@ def table_2_from_shapes() -> pl.DataFrame:
             "computed_mb": row["megabytes"],
             "computed_parameters_m": row["parameters_m"],
         }
-        for row in table_2()
+        for row in found
     ]
     plain = message_bytes(["none"]).select("size", "tuning", flower_bytes_up="bytes_up", flower_bytes_down="bytes_down")
     return pl.DataFrame(rows).join(plain, on=["size", "tuning"], how="left", maintain_order="left")
@@ -32,7 +37,17 @@ def message_bytes(codecs: Iterable[str] | None = None) -> pl.DataFrame:
 
     tunings = {f"R={rank}": Tuning(rank=rank) for rank in RANKS} | {FULL: Tuning(kind="full")}
     chosen = {name: CODECS[name] for name in codecs} if codecs is not None else CODECS
-    return pl.DataFrame(codec_table(SMOLLM, tunings, chosen)).rename({"model": "size"})
+    with _without_advice():
+        return pl.DataFrame(codec_table(SMOLLM, tunings, chosen)).rename({"model": "size"})
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep off the terminal what libraries say of kernels and names when they build models that never run."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 COMPUTED: Computed = {"table2": table_2_from_shapes, "codecs": message_bytes}

@@ -97,6 +97,9 @@ def test_a_wrong_setting_is_one_line_that_says_what_is_allowed(setting: str, all
     "arguments",
     [
         ("run", "dmo"),
+        ("sweep", "smal"),
+        ("sweep", "small", "tuning=R=3"),
+        ("report", "no-such-run", "nor-this"),
         ("run", "demo", "rouds=3"),
         ("report",),
         ("report", "no-such-run"),
