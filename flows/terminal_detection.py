@@ -11,6 +11,7 @@ from rich.text import Text
 from storage.alerts import FoundAlert
 from storage.detection import Outcome
 from storage.progress import Progress
+from storage.raw_blocks import RawLine
 from storage.report_tables import percent
 from storage.report_words import token_words
 from storage.summaries import SurprisingMessage
@@ -34,12 +35,19 @@ def alert_view(alert: FoundAlert, title: str) -> RenderableType:
     lines = Table.grid(padding=(0, 1))
     lines.add_column(style="cyan", no_wrap=True)
     lines.add_column(overflow="fold")
-    for line in alert.raw[:_RAW_LINES]:
+    for line in _telling(alert):
         lines.add_row(Text(f"{line.file}:{line.line}"), Text(_printable(line.text)))
     parts.append(Padding(lines, (0, 0, 0, 2)))
     if (left := alert.lines - min(len(alert.raw), _RAW_LINES)) > 0:
         parts.append(Padding(Text(f"... and {left:,} more lines", "dim"), (0, 0, 0, 2)))
     return Group(*parts, Text())
+
+
+def _telling(alert: FoundAlert) -> list[RawLine]:
+    """The lines of the unusual messages, and as many of the first as there is room for, in order."""
+    unusual = [message.position - 1 for message in alert.reasons or []]
+    places = dict.fromkeys([place for place in unusual if place < len(alert.raw)] + list(range(len(alert.raw))))
+    return [alert.raw[place] for place in sorted(list(places)[:_RAW_LINES])]
 
 
 def alert_title(alert: FoundAlert) -> str:

@@ -6,7 +6,7 @@ storage/normal_windows.py adds of normal windows.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,6 @@ from storage.composer import Composer, TokenRule, Tokens, load_tokenizer, sequen
 from storage.datasets import DatasetSpec
 from storage.errors import DataError, SourceError
 from storage.layout import current
-from storage.log_inputs import Piece
 from storage.log_stream import LogStream, Windows
 from storage.masks import MaskRules
 from storage.progress import Progress, silent
@@ -77,15 +76,6 @@ class Judge:
     def stream(self, **how: Any) -> LogStream:  # noqa: ANN401 (the keywords of LogStream)
         """A reader of logs as training read its own."""
         return LogStream(self.spec, self._rule, self._masks, **how)
-
-    def judge(self, lines: Sequence[str]) -> pl.DataFrame:
-        """The windows that raw lines make (key, lines, score, threshold, anomalous); DataError where they make none."""
-        if not lines:
-            raise DataError("There are no lines to judge; give at least one.")
-        data = "".join(line.rstrip("\n") + "\n" for line in lines).encode(self.spec.encoding)
-        judged = [self.judged(windows) for windows in self.stream().windows(iter([Piece("the lines", 0, data)]))]
-        threshold = pl.lit(self.threshold).alias("threshold")
-        return pl.concat(judged).select("key", "lines", "score", threshold, "anomalous")
 
     def judged(self, windows: Windows, progress: Progress = silent) -> pl.DataFrame:
         """The windows with sequence_hash, n_tokens, truncated, score and anomalous."""
