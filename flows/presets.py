@@ -8,7 +8,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hdfs-2pct": {
         "federation": {"clients": 8, "fraction": 0.25, "rounds": 6},
         "training": {"steps": 4, "batch_size": 16, "learning_rate_max": 5e-3, "learning_rate_min": 5e-4},
-        "baselines": {"methods": ["deeplog", "logbert", "fedlog"]},
+        "baselines": {"methods": ("deeplog", "logbert", "fedlog")},
     },
     # Few and small steps at a high rate: what two cores train and score in some minutes.
     "demo": {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from benchmarks.gpu_windows import DealtWindows, deal_windows, load_windows, random_windows, write_windows
 from benchmarks.windows import LogWindows
@@ -67,7 +68,10 @@ def test_rounds_go_on_where_they_stopped_and_end_alike(
     assert run("gpu_learning", cut, "--tiny", "--stop-after", 1) == 3
     (cut / "rounds.jsonl").write_text("\n".join([*lines[:2], "damaged"]) + "\n")
     assert run("gpu_learning", cut, "--tiny") == 0
-    assert (cut / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    # Not the files' bytes: safetensors writes the entries of its metadata in no fixed order.
+    ended, undisturbed = (load_file(folder / "adapter.safetensors") for folder in (cut, whole))
+    assert ended.keys() == undisturbed.keys()
+    assert all(ended[name].tobytes() == undisturbed[name].tobytes() for name in ended)
     again = [json.loads(line) for line in (cut / "rounds.jsonl").read_text().splitlines()]
     assert [line["test"] for line in again] == [json.loads(line)["test"] for line in lines]
     assert run("gpu_learning", cut, "--tiny", "--rounds", 5) == 2
