@@ -21,7 +21,7 @@ Tell = Callable[[float, float | None, str], None]
 KS = (1, 3, 5, 10)
 SURPRISE_SCORES = ("mean_token", "max_token", "mean_message", "max_message")
 SCORE_NAMES = ("top_k", "unaligned", *SURPRISE_SCORES)
-_SMALLEST_PACK, _LARGEST_PACK = 2048, 8192
+_SMALLEST_PACK, _LARGEST_PACK = 4096, 8192
 """Tokens in a pack: large packs repeat few stems (4 % at 8,192 on HDFS), small ones tell of progress more often."""
 
 

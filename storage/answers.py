@@ -1,6 +1,7 @@
 """What a served detector answers: each window of the lines it is given, its score, and why it is flagged."""
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -14,7 +15,7 @@ from storage.normal_windows import read_normal_windows
 from storage.score_store import ScoreStore
 from storage.summaries import SurprisingMessage
 
-EXPLAINED = 20
+EXPLAINED = ContextVar("explained", default=20)
 """Distinct flagged windows of one request that are explained, the most anomalous first."""
 _REMEMBERED = 100_000
 """Distinct windows whose scores a server keeps; then it starts anew."""
@@ -62,7 +63,7 @@ class Answerer:
     def _judged(self, windows: Windows) -> list[JudgedWindow]:
         table = self._judge.judged(windows)
         flagged = table.filter("anomalous").sort("score", descending=True)["sequence_hash"].unique(maintain_order=True)
-        self._explain(windows, table["sequence_hash"].to_list(), flagged.head(EXPLAINED).to_list())
+        self._explain(windows, table["sequence_hash"].to_list(), flagged.head(EXPLAINED.get()).to_list())
         calibration = self._judge.calibration
         return [
             JudgedWindow(
