@@ -61,6 +61,7 @@ def test_what_runs_when_and_where() -> None:
         "weekly-sweep": ("flows.sweep.sweep", "cpu"),
     }
     assert {d["name"]: d["schedules"] for d in DEPLOYMENTS if "schedules" in d} == {
+        "experiment": [{"cron": "0 1 * * 6", "timezone": "UTC"}],
         "nightly-retrain": [{"cron": "0 3 * * *", "timezone": "UTC"}],
         "detect-hourly": [{"interval": 3600, "active": False}],
         "weekly-sweep": [{"cron": "0 5 * * 0", "timezone": "UTC", "active": False}],
