@@ -47,7 +47,7 @@ def compare_models(
     seed: int,
     quantization: str,
     device: str,
-    windows: int = 2,
+    windows: int = 1,
 ) -> None:
     """Cut the most frequent normal windows in halves, and have both models write the second; nothing without tuning."""
     found: list[Continuation] = []
