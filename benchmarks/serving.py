@@ -79,14 +79,12 @@ def _served_model(detector: str | None, scratch: Path) -> Iterator[str]:
 
 
 def _tiny_detector(scratch: Path) -> Path:
-    from conftest import save_tiny_model
     from mlflow_session import write_detector
 
+    from benchmarks.tiny_model import save_tiny_model
     from storage.layout import current
 
-    model = scratch / "tiny"
-    model.mkdir()
-    save_tiny_model(model)
+    model = save_tiny_model(scratch / "tiny")
     return write_detector(scratch / "detector", model, current(), threshold=1e9)
 
 

@@ -1,9 +1,9 @@
-"""A model so small that what is measured is everything but the model."""
+"""A model so small that what is measured, or tested, is everything but the model."""
 
 import json
 from pathlib import Path
 
-_TEXTS = [
+_LINES = [
     "Receiving block blk_<*> src: /<*> dest: /<*>",
     "PacketResponder <*> for block blk_<*> terminating",
     "BLOCK* NameSystem.addStoredBlock: blockMap updated: <*> is added to blk_<*> size <*>",
@@ -17,7 +17,8 @@ def save_tiny_model(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tiny_tokenizer(folder)
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=64,
@@ -30,24 +31,30 @@ def save_tiny_model(folder: Path) -> Path:
         eos_token_id=0,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    _save_tokenizer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "card.json").write_text(json.dumps({"name": "tiny", "source": "seeded random", "licence": "none"}))
     return folder
 
 
-def _save_tokenizer(folder: Path) -> None:
+def save_tiny_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer of at most 512 tokens, pre-tokenized like SmolLM's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.train_from_iterator(_TEXTS * 8, trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_LINES * 8, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"})
+    )

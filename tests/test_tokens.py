@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import save_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
+from benchmarks.tiny_model import save_tiny_tokenizer
 from storage.archives import fetch
 from storage.composer import Composer, load_tokenizer
 from storage.datasets import BGL, HDFS, DatasetConfig, DatasetSpec
