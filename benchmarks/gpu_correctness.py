@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_models import given_model, given_options, given_windows, keep, machine, options, timed
+from benchmarks.gpu_windows import SPLITS
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.local_training import accumulate_gradients, token_budget
@@ -31,6 +32,7 @@ from fl.tree_attention import choose_attention, float_logits, output_head
 _FLOAT32 = {"log_probability": 2e-4, "gradient": 1e-3}
 """What may lie between two orders of float32 additions through 30 layers; on a CPU 1e-5 and 1e-4 are seen."""
 _FARTHER = 1.5
+_TYPES = ("float32", "bfloat16")
 Logs = list[np.ndarray]
 Gradients = dict[str, torch.Tensor]
 
@@ -150,27 +152,27 @@ def report(name: str, found: dict[str, Any], exact: dict[str, Any], why: dict[st
 def measure(given: argparse.Namespace) -> bool:
     """Both types, float32 first, written as they come; whether all holds."""
     dealt = given_windows(given)
-    distinct = np.random.default_rng(0).permutation(dealt.distinct("test"))[: given.count]
+    distinct = np.random.default_rng(0).permutation(dealt.distinct(*SPLITS))[: given.count]
     windows = [dealt.log.token_ids[number] for number in np.sort(distinct)]
     batch = dealt.log.batch(min(given.batch, len(windows)), 0)
     figures: dict[str, Any] = {"machine": machine(given.device)}
     exact: dict[str, Any] | None = None
     # From the file's own values, not from those that loading rounds for the device.
     base = given_model(given, "cpu")
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    for name, dtype in types.items():
-        typed = placed(base, given.device, dtype)
+    for name in given.types:
+        typed = placed(base, given.device, getattr(torch, name))
         found = both_ways(typed, windows, batch)
         exact = exact or found
         figures[name] = report(name, found, exact, typed.reasons)
         keep(given.folder, "correctness", figures)
-    return all(figures[name]["holds"] for name in types)
+    return all(figures[name]["holds"] for name in given.types)
 
 
 def main() -> int:
     """Measure; 0 where everything holds."""
     parser = options(__doc__, weights=True)
-    parser.add_argument("--count", type=int, default=200, help="distinct test windows to score")
+    parser.add_argument("--count", type=int, default=200, help="distinct windows to score; many for all of the log")
+    parser.add_argument("--types", nargs="+", choices=_TYPES, default=_TYPES, help="types, of which the first is exact")
     parser.add_argument("--batch", type=int, default=32, help="normal windows for the gradients")
     given = given_options(parser)
     holds = measure(given)
