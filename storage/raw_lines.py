@@ -13,8 +13,8 @@ import polars as pl
 from storage.errors import SourceError
 from storage.progress import Progress, silent
 
-CHUNK_BYTES = 16 << 20
-"""Big enough that the work on a chunk outweighs starting it, small enough that a few of them fit anywhere."""
+CHUNK_BYTES = 4 << 20
+"""Big enough that the work on a chunk outweighs starting it, small enough that all cores have some of a small log."""
 
 THREADS = min(4, max(2, os.cpu_count() or 2))
 """Chunks in work at a time; each takes a few times its bytes in memory."""
