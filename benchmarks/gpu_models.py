@@ -54,11 +54,14 @@ def given_model(given: argparse.Namespace, device: str) -> LoadedModel:
     return load_model(prepare_model(EMBEDDED, given.models), device=device)
 
 
-def random_model(shape: str, device: str) -> LoadedModel:
-    """A model of one of SmolLM's shapes with seeded random weights, in the type that the device calls for."""
+def random_model(shape: str, device: str, dtype_name: str | None = None, *, tree: bool = True) -> LoadedModel:
+    """A model of one of SmolLM's shapes with seeded random weights, in the type given or that the device calls for.
+
+    Without `tree` the attention of prefix trees is not tried out, which on CUDA compiles it.
+    """
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = getattr(torch, dtype_name or ("bfloat16" if device.startswith("cuda") else "float32"))
     config = SHAPES[shape].config()
     torch.manual_seed(0)
     with torch.device(device):
@@ -67,7 +70,7 @@ def random_model(shape: str, device: str) -> LoadedModel:
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    why = {"attention": choose_attention(config, device, dtype).reason}
+    why = {"attention": choose_attention(config, device, dtype).reason} if tree else {}
     return LoadedModel(model, device, str(dtype).removeprefix("torch."), "none", 0, f"random {shape}", why)
 
 
