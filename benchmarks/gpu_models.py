@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,14 @@ def machine(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
         return {**facts, "gpu": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
-    return {**facts, "threads": torch.get_num_threads()}
+    return {**facts, "processor": _processor(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def timed(device: str, work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

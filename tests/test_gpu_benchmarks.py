@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from benchmarks.gpu_models import TINY
 from benchmarks.gpu_windows import DealtWindows, deal_windows, load_windows, random_windows, write_windows
 from benchmarks.windows import LogWindows
+from storage.latencies import timed_table
+from storage.layout import Layout
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., int]
@@ -58,8 +60,10 @@ def test_speed_is_measured_for_every_way(run: Run, tmp_path: Path) -> None:
 
 def test_latency_is_told_of_every_way_and_of_the_windows_it_was_measured_on(run: Run, tmp_path: Path) -> None:
     ways = [f"float32:{way}" for way in ("padded", "plain", "alone", "together", "split")]
-    assert run("gpu_latency", tmp_path, "--tiny", "--samples", 12, "--repeats", 2, "--ways", *ways) == 0
-    figures = json.loads((tmp_path / "latency.json").read_text())
+    layout = Layout(tmp_path)
+    folder = layout.latency / "here"
+    assert run("gpu_latency", folder, "--tiny", "--samples", 12, "--repeats", 2, "--ways", *ways) == 0
+    figures = json.loads((folder / "latency.json").read_text())
     assert figures["weights"] == "random, seeded"
     tiny = figures["tiny"]
     assert set(tiny) == set(ways)
@@ -74,6 +78,11 @@ def test_latency_is_told_of_every_way_and_of_the_windows_it_was_measured_on(run:
     assert len(distinct) == tiny["float32:split"]["computed_tokens"]
     for found in tiny.values():
         assert 0 < found["median_ms"] <= found["p99_ms"]
+    rows = timed_table([], layout).rows_by_key("way", named=True, unique=True)
+    assert set(rows) == set(ways)
+    assert rows["float32:plain"]["measured_p99_ms"] == tiny["float32:plain"]["p99_ms"]
+    assert rows["float32:split"]["measured_windows"] == len(whole)
+    assert {row["weights"] for row in rows.values()} == {"random, seeded"}
 
 
 @pytest.mark.parametrize(
