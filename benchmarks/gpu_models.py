@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,11 +55,14 @@ def given_model(given: argparse.Namespace, device: str) -> LoadedModel:
     return load_model(prepare_model(EMBEDDED, given.models), device=device)
 
 
-def random_model(shape: str, device: str) -> LoadedModel:
-    """A model of one of SmolLM's shapes with seeded random weights, in the type that the device calls for."""
+def random_model(shape: str, device: str, dtype_name: str | None = None, *, tree: bool = True) -> LoadedModel:
+    """A model of one of SmolLM's shapes with seeded random weights, in the type given or that the device calls for.
+
+    Without `tree` the attention of prefix trees is not tried out, which on CUDA compiles it.
+    """
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = getattr(torch, dtype_name or ("bfloat16" if device.startswith("cuda") else "float32"))
     config = SHAPES[shape].config()
     torch.manual_seed(0)
     with torch.device(device):
@@ -67,7 +71,7 @@ def random_model(shape: str, device: str) -> LoadedModel:
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    why = {"attention": choose_attention(config, device, dtype).reason}
+    why = {"attention": choose_attention(config, device, dtype).reason} if tree else {}
     return LoadedModel(model, device, str(dtype).removeprefix("torch."), "none", 0, f"random {shape}", why)
 
 
@@ -79,7 +83,14 @@ def machine(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
         return {**facts, "gpu": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
-    return {**facts, "threads": torch.get_num_threads()}
+    return {**facts, "processor": _processor(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def timed(device: str, work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

@@ -4,6 +4,7 @@ Sizes come from shapes on the meta device, so no weights are needed; messages ar
 float32 values, in units of 10^6 bytes, as in the paper's Table 2.
 """
 
+import contextlib
 import json
 import resource
 import sys
@@ -164,6 +165,9 @@ class Latency:
     mean_ms: float
     deviation_ms: float
     """Standard deviation over the samples."""
+    median_ms: float
+    p99_ms: float
+    """99th percentile, interpolated linearly between samples."""
     peak_mb: float
     """In 10^6 bytes."""
 
@@ -171,16 +175,27 @@ class Latency:
 def measure_latency(run: Callable[[int], object], samples: int, device: str = "cpu", warm_up: int = 3) -> Latency:
     """Call `run(i)` for each sample and time it; batch 1 is the caller's to keep.
 
-    On the CPU the peak is the whole process's since it started, on CUDA the device's since this call.
+    The peak is the device's on CUDA, on the CPU the whole process's; since the end of the warm-up, except where the
+    system does not let a process forget its peak (anywhere but on Linux): there it is since the process started.
     """
     cuda = device.startswith("cuda")
     for sample in range(min(warm_up, samples)):
         run(sample)
     if cuda:
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _forget_process_peak()
     times = np.array([_timed(run, sample, device if cuda else None) for sample in range(samples)]) * 1000
     peak = torch.cuda.max_memory_allocated(device) if cuda else _process_peak()
-    return Latency(samples, float(times.mean()), float(times.std()), peak / 1e6)
+    return Latency(
+        samples=samples,
+        mean_ms=float(times.mean()),
+        deviation_ms=float(times.std()),
+        median_ms=float(np.median(times)),
+        p99_ms=float(np.percentile(times, 99)),
+        peak_mb=peak / 1e6,
+    )
 
 
 def _timed(run: Callable[[int], object], sample: int, cuda: str | None) -> float:
@@ -189,6 +204,11 @@ def _timed(run: Callable[[int], object], sample: int, cuda: str | None) -> float
     if cuda:
         torch.cuda.synchronize(cuda)
     return time.perf_counter() - started
+
+
+def _forget_process_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _process_peak() -> int:

@@ -15,6 +15,7 @@ from flows.config import RunConfig
 from flows.experiment import experiment
 from flows.grids import Cell, cells_of, read_grid
 from flows.prepare import prepare_data
+from storage.paper_views import tuning_label
 from storage.report_tables import markdown_table
 from storage.runs import now
 from storage.sweep_tracking import track_sweep
@@ -105,7 +106,19 @@ def _new_record(grid: str, settings: list[str], cells: Sequence[Cell]) -> SweepR
         grid=grid,
         command=shlex.join(["atalaia", "sweep", grid, *settings]),
         started=now(),
-        cells=[CellRecord(name=c.name, group=c.group, seed=c.config.seed, command=c.command) for c in cells],
+        cells=[_waiting(cell) for cell in cells],
+    )
+
+
+def _waiting(cell: Cell) -> CellRecord:
+    config = cell.config
+    return CellRecord(
+        name=cell.name,
+        group=cell.group,
+        seed=config.seed,
+        command=cell.command,
+        model=config.model.name,
+        tuning=tuning_label(config.tuning.kind, config.tuning.rank),
     )
 
 

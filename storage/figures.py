@@ -1,7 +1,6 @@
-"""The figures of a run, each as SVG for reports and PNG for everything else; plain numbers in, two paths out."""
+"""The figures of a run, each as SVG, PDF and PNG; plain numbers in, paths out."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-NORMAL, ANOMALOUS, MODEL, RULE = "#4477aa", "#cc3311", "#1f5f9e", "#777777"
-SEQUENCE = ("#b5d4ea", "#6aaed6", "#2e7ebc", "#08468b")
+from storage.pictures import ANOMALOUS, MODEL, NORMAL, RULE, SEQUENCE, Picture, marker, picture, save
+
 SURPRISE_COLOURS = {
     "max_token": "#cc3311",
     "mean_token": "#ee9944",
@@ -29,56 +26,18 @@ SURPRISE_WORDS = {
     "max_message": "highest message surprise",
     "mean_message": "mean message surprise",
 }
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "grid.color": "#e4e8ec",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    # The same numbers give the same file.
-    "svg.hashsalt": "atalaia",
-}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure on disk."""
-
-    caption: str
-    svg: Path
-    png: Path
-
-
-@contextmanager
-def _picture(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
-
-
-def _save(figure: Figure, path: Path, caption: str) -> Picture:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Picture(caption, path.with_suffix(".svg"), path.with_suffix(".png"))
-    figure.savefig(picture.svg, metadata={"Date": None, "Creator": None})
-    figure.savefig(picture.png, dpi=144, metadata={"Software": None})
-    return picture
 
 
 def partition_sizes(sizes: Sequence[int], path: Path) -> Picture:
     """Training windows of each client."""
-    with _picture(7, 3) as (figure, (axes,)):
+    with picture(7, 3) as (figure, (axes,)):
         axes.bar(range(len(sizes)), sizes, color=NORMAL, width=0.8)
         axes.set(xlabel="client", ylabel="training windows", title=_sizes_title(sizes))
         axes.grid(axis="x", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        return _save(figure, path, "Training windows of each client")
+        return save(figure, path, "Training windows of each client")
 
 
 def _sizes_title(sizes: Sequence[int]) -> str:
@@ -96,10 +55,10 @@ def loss_by_round(
     `rounds` and `clients` have columns round and loss; `held_out` holds (round, loss), round 0 the untouched model.
     """
     trained = rounds.filter(pl.col("round") > 0).sort("round")
-    with _picture(7, 3.6) as (figure, (axes,)):
+    with picture(7, 3.6) as (figure, (axes,)):
         mark: Any = {"s": 22, "color": "#88b4dd", "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
         axes.scatter(clients["round"], clients["loss"], label="training, one client", **mark)
-        style: Any = {"marker": _marker(trained), "markersize": 4}
+        style: Any = {"marker": marker(len(trained)), "markersize": 4}
         axes.plot(trained["round"], trained["loss"], color=NORMAL, label="training, mean of the round", **style)
         if held_out:
             numbers, losses = zip(*sorted(held_out), strict=True)
@@ -108,12 +67,7 @@ def loss_by_round(
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
-        return _save(figure, path, "Loss by round")
-
-
-def _marker(points: Sequence[object] | pl.DataFrame) -> str:
-    """Markers where there are few points, a bare line where they would touch."""
-    return "o" if len(points) <= 25 else ""
+        return save(figure, path, "Loss by round")
 
 
 def f1_by_round(
@@ -126,7 +80,7 @@ def f1_by_round(
     shown = metrics.filter(
         (pl.col("split") == "test") & (pl.col("population") == "all") & (pl.col("score") != "unaligned")
     )
-    with _picture(11, 4.6, columns=2) as (figure, panels):
+    with picture(11, 4.6, columns=2) as (figure, panels):
         kinds = {"label_free": "Label-free threshold", "oracle": "Oracle threshold (best on the test labels)"}
         for axes, (kind, title) in zip(panels, kinds.items(), strict=True):
             _f1_lines(axes, shown.filter(pl.col("threshold_kind") == kind), chosen)
@@ -138,7 +92,7 @@ def f1_by_round(
         _name_rules(panels[1], rules)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-        return _save(figure, path, "F1 by round and score, beside the simple rules")
+        return save(figure, path, "F1 by round and score, beside the simple rules")
 
 
 def _f1_lines(axes: Axes, rows: pl.DataFrame, chosen: tuple[str, int | None] | None) -> None:
@@ -153,7 +107,7 @@ def _f1_lines(axes: Axes, rows: pl.DataFrame, chosen: tuple[str, int | None] | N
             color=colours[k] if score == "top_k" else SURPRISE_COLOURS.get(str(score), MODEL),
             linewidth=3 if stressed else 1.4,
             zorder=4 if stressed else 3,
-            marker=_marker(group),
+            marker=marker(len(group)),
             markersize=5 if stressed else 3.5,
             label=f"{name} (chosen)" if stressed else name,
         )
@@ -189,7 +143,7 @@ def score_histograms(
     edges = (
         np.geomspace(values.min(), values.max(), bins + 1) if wide else np.histogram_bin_edges(values, bins)
     ).tolist()
-    with _picture(8.4, 3.8) as (figure, (axes,)):
+    with picture(8.4, 3.8) as (figure, (axes,)):
         groups = {"normal": (truth == 0, NORMAL), "anomalous": (truth == 1, ANOMALOUS), "no label": (truth < 0, RULE)}
         for name, (chosen, colour) in groups.items():
             if chosen.any():
@@ -205,7 +159,7 @@ def score_histograms(
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set(xlabel=score, ylabel="test windows", title="Scores of the test windows")
         figure.legend(loc="outside right upper")
-        return _save(figure, path, "Scores of normal and anomalous test windows")
+        return save(figure, path, "Scores of normal and anomalous test windows")
 
 
 @dataclass(frozen=True)
@@ -232,7 +186,7 @@ def precision_recall(
     path: Path,
 ) -> Picture:
     """Precision against recall of the tuned model (first of `curves`) and others, with thresholds and simple rules."""
-    with _picture(8.4, 5) as (figure, (axes,)):
+    with picture(8.4, 5) as (figure, (axes,)):
         for (name, curve), colour in zip(curves.items(), (MODEL, "#9ab8d3", "#c9c9c9"), strict=False):
             recall, precision = [0.0, *curve.recall], [curve.precision[0], *curve.precision]
             axes.step(recall, precision, where="pre", color=colour, label=name)
@@ -246,4 +200,4 @@ def precision_recall(
         axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.03), ylim=(0, 1.04))
         axes.set_title("Precision and recall, all test windows")
         figure.legend(loc="outside right upper")
-        return _save(figure, path, "Precision and recall beside the simple rules")
+        return save(figure, path, "Precision and recall beside the simple rules")

@@ -43,6 +43,11 @@ class Layout:
         return self.home / "scores"
 
     @property
+    def latency(self) -> Path:
+        """Times measured apart from runs, by benchmarks.gpu_latency: `<name>/latency.json`."""
+        return self.home / "latency"
+
+    @property
     def mlflow(self) -> Path:
         """Database and artifacts of the default tracking store."""
         return self.home / "mlflow"

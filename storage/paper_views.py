@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from storage.errors import DataError
+from storage.latencies import TIMES, timed_table
 from storage.layout import Layout
 from storage.paper_values import printed_table_1, printed_table_2, printed_table_3
 from storage.runs import records, summary_of
@@ -29,10 +30,6 @@ _RUNS = {name: pl.String() for name in ("run_id", "dataset", "model", "size", "t
     "hardware": pl.String(),
     "bytes_up": pl.Int64(),
     "bytes_down": pl.Int64(),
-    "latency_ms": pl.Float64(),
-    "latency_deviation_ms": pl.Float64(),
-    "latency_peak_mb": pl.Float64(),
-    "latency_windows": pl.Int64(),
 }
 _METHODS = {
     "method": pl.String(),
@@ -77,13 +74,13 @@ _SQL = {
             FROM tuned WHERE status = 'finished' AND codec = 'none' GROUP BY ALL) USING (size, tuning)
         ORDER BY printed2.place""",
     "table3": """
-        SELECT size, printed_ms, printed_deviation_ms, printed_peak_mb, latency_ms AS measured_ms,
-               latency_deviation_ms AS measured_deviation_ms, latency_peak_mb AS measured_peak_mb,
-               latency_windows AS measured_windows, coalesce(tuned.hardware, '"""
+        SELECT size, printed_ms, printed_deviation_ms, printed_peak_mb, measured_ms, measured_deviation_ms,
+               measured_median_ms, measured_p99_ms, measured_peak_mb, measured_windows, way, weights,
+               coalesce(measured_on, '"""
     + NOT_RUN
-    + """') AS measured_on, model, tuning, tuned.run_id, source
-        FROM printed3 LEFT JOIN (SELECT * FROM tuned WHERE latency_ms IS NOT NULL) tuned USING (size)
-        ORDER BY printed3.place, started""",
+    + """') AS measured_on, tuning, run_id, source
+        FROM printed3 LEFT JOIN (SELECT * FROM timed WHERE measured_ms IS NOT NULL) USING (size)
+        ORDER BY printed3.place, started, run_id, way""",
     "codecs": "SELECT * FROM computed_codecs",
 }
 PAPER_VIEWS = tuple(_SQL)
@@ -109,7 +106,7 @@ def paper_views(sql: str, layout: Layout, computed: Computed) -> tuple[dict[str,
     if "table2" in named:
         tables |= {"printed2": _placed(printed_table_2()), "computed2": _computed(computed, "table2", COMPUTED_TABLE_2)}
     if "table3" in named:
-        tables["printed3"] = _placed(printed_table_3())
+        tables |= {"printed3": _placed(printed_table_3()), "timed": timed_table(_timed(facts, summaries), layout)}
     if "codecs" in named:
         tables["computed_codecs"] = _computed(computed, "codecs", CODECS)
     return tables, [f"CREATE VIEW {name} AS {_SQL[name]}" for name in sorted(named)]
@@ -140,16 +137,34 @@ def _run(facts: RunFacts, summary: Summary | None) -> dict[str, Any]:
     """A run as the paper's figures name it: by size and tuning."""
     cost = summary.training if summary else None
     own = {name: getattr(facts, name) for name in ("run_id", "dataset", "model", "seed", "status", "started")}
-    latency = ("latency_ms", "latency_deviation_ms", "latency_peak_mb", "latency_windows")
     return own | {
         "size": size_of(facts.model),
         "tuning": tuning_label(facts.tuning, facts.rank),
         "codec": facts.config.get("federation", {}).get("codec", "none"),
-        "hardware": f"{facts.hardware.get('processor', 'unknown')}, {facts.hardware.get('cores', '?')} cores",
+        "hardware": _hardware(facts),
         "bytes_up": cost.bytes_up_per_client_round if cost else None,
         "bytes_down": cost.bytes_down_per_client_round if cost else None,
-        **{name: getattr(cost, name, None) for name in latency},
     }
+
+
+def _hardware(facts: RunFacts) -> str:
+    return f"{facts.hardware.get('processor', 'unknown')}, {facts.hardware.get('cores', '?')} cores"
+
+
+def _timed(facts: Sequence[RunFacts], summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
+    """How long scoring a window took in each run: by itself, and as its share of scoring all of them together."""
+    rows = []
+    for each in facts:
+        if each.run_id not in summaries:
+            continue
+        cost = summaries[each.run_id].training
+        own = {"size": size_of(each.model), "run_id": each.run_id, "tuning": tuning_label(each.tuning, each.rank)}
+        own |= {"weights": "the model's own", "measured_on": _hardware(each), "started": each.started}
+        alone = {f"measured_{name}": getattr(cost, f"latency_{name}") for name in TIMES}
+        rows.append(own | alone | {"way": "scored alone", "measured_windows": cost.latency_windows})
+        shared = {"measured_ms": cost.together_ms, "measured_windows": cost.together_windows}
+        rows.append(own | shared | {"way": "scored together"})
+    return rows
 
 
 def size_of(model: str) -> str | None:

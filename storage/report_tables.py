@@ -287,6 +287,9 @@ def cost_table(summary: Summary) -> Table:
     if cost.latency_ms is not None:
         timed = f"{cost.latency_ms:,.0f} ± {cost.latency_deviation_ms or 0:,.0f} ms ({cost.latency_windows} windows)"
         rows.append(["scoring one window by itself", timed, None])
+    if cost.together_ms is not None:
+        timed = f"{cost.together_ms:,.1f} ms ({cost.together_windows:,} distinct windows)"
+        rows.append(["scoring a window together with all others", timed, None])
     return Table("Costs", ["", "this run", "full fine-tuning"], rows if cost.client_rounds else rows[7:9])
 
 

@@ -101,10 +101,17 @@ class TrainingFacts(_Facts):
     """Mean time of scoring one window by itself, as in the paper's Table 3."""
     latency_deviation_ms: float | None = None
     """Standard deviation over the windows timed."""
+    latency_median_ms: float | None = None
+    latency_p99_ms: float | None = None
+    """99th percentile; of few windows it is little more than the slowest."""
     latency_peak_mb: float | None = None
     """Peak memory of the process (of the device on CUDA) while windows are scored."""
     latency_windows: int = 0
     """How many were timed."""
+    together_ms: float | None = None
+    """Time of scoring a distinct window together with all others, by their prefix tree: its share of the whole."""
+    together_windows: int = 0
+    """How many distinct windows these were."""
 
     @property
     def bytes_sent(self) -> int:

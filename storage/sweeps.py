@@ -35,6 +35,10 @@ class CellRecord(_Facts):
     seed: int
     command: str
     """The command that runs this cell alone."""
+    model: str = ""
+    """The base model's name; empty in older records."""
+    tuning: str = ""
+    """As the paper's figures name it: PT, R=8, FFT; other adapters with their kind."""
     status: Literal["waiting", "running", "finished", "cached", "failed"] = "waiting"
     """cached: all of its stages lay at rest already."""
     run_id: str | None = None

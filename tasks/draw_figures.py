@@ -13,7 +13,8 @@ from storage.summaries import THRESHOLDS, score_name
 from tasks.stage_task import stage
 
 if TYPE_CHECKING:
-    from storage.figures import Picture, Point
+    from storage.figures import Point
+    from storage.pictures import Picture
 
 
 @stage("figures")

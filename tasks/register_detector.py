@@ -158,6 +158,9 @@ def _costs(training: TrainingFacts) -> dict[str, float]:
         "train_peak_memory_mb": training.peak_memory_mb,
         "latency_ms": training.latency_ms,
         "latency_deviation_ms": training.latency_deviation_ms,
+        "latency_median_ms": training.latency_median_ms,
+        "latency_p99_ms": training.latency_p99_ms,
         "latency_peak_mb": training.latency_peak_mb,
+        "latency_together_ms": training.together_ms,
     }
     return {name: float(value) for name, value in found.items() if value is not None}

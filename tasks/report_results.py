@@ -17,6 +17,9 @@ from storage.summaries import Alert, DataFacts, RunFacts, Summary, TrainingFacts
 from tasks.draw_figures import share_sizes
 from tasks.stage_task import stage
 
+PICTURES = {".svg", ".pdf", ".png"}
+"""What the figures of a run are kept as."""
+
 
 @stage("report", unkeyed=("facts",))
 def report_results(
@@ -79,7 +82,9 @@ def fill_run_folder(
     wanted = {folder / "scores" / f"{name}.parquet": path for name, path in _score_files(scored).items()}
     for produced in (evaluated, report):
         wanted |= {folder / path.name: path for path in Path(produced.path).iterdir() if path.name != "card.json"}
-    wanted |= {folder / "figures" / path.name: path for path in Path(figures.path).glob("*.[sp][vn]g")}
+    wanted |= {
+        folder / "figures" / path.name: path for path in Path(figures.path).glob("*.*") if path.suffix in PICTURES
+    }
     rounds = Path(trained.path) / "rounds"
     wanted |= {folder / path.relative_to(trained.path): path for path in rounds.rglob("*") if path.is_file()}
     for target, source in wanted.items():

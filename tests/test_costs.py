@@ -1,6 +1,7 @@
 """Costs against the paper's Table 2, real safetensors files and hand-made sums."""
 
 import json
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,25 @@ def test_latency_is_measured_after_the_warm_up_for_every_sample() -> None:
     assert seen == [0, 1, 0, 1, 2, 3, 4]
     assert found.samples == 5
     assert found.mean_ms >= 0
+
+
+def test_times_are_summed_up_as_the_statistics_of_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = [0.001 * sample for sample in range(1, 201)]
+    clock = iter([reading for duration in durations for reading in (10.0, 10.0 + duration)])
+    monkeypatch.setattr("fl.costs.time.perf_counter", lambda: next(clock))
+    found = measure_latency(lambda _: None, samples=200, warm_up=0)
+    assert found.mean_ms == pytest.approx(100.5)
+    assert found.deviation_ms == pytest.approx(statistics.pstdev(range(1, 201)))
+    assert found.median_ms == pytest.approx(100.5)
+    cut = statistics.quantiles(range(1, 201), n=100, method="inclusive")
+    assert found.p99_ms == pytest.approx(cut[98])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="needs Linux, where a peak can be forgotten")
+def test_the_peak_is_of_this_measurement_only() -> None:
+    before = measure_latency(lambda _: torch.ones(100_000_000).sum(), samples=1, warm_up=0)
+    after = measure_latency(lambda _: None, samples=1, warm_up=0)
+    assert before.peak_mb - after.peak_mb > 300
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's account of the peak")

@@ -11,7 +11,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from storage import figures
-from storage.figures import Curve, Picture, Point
+from storage.figures import Curve, Point
+from storage.pictures import Picture
 
 GENERATOR = np.random.default_rng(0)
 SCORES, LABELS = GENERATOR.gamma(2, size=300), (GENERATOR.random(300) < 0.1).astype(int)
@@ -44,10 +45,11 @@ DRAWN: dict[str, Callable[[Path], Picture]] = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_every_figure_is_a_valid_svg_and_a_png(name: str, tmp_path: Path) -> None:
+def test_every_figure_is_a_valid_svg_a_png_and_a_pdf(name: str, tmp_path: Path) -> None:
     picture = DRAWN[name](tmp_path / "deep" / name)
     assert ElementTree.parse(picture.svg).getroot().tag.endswith("svg")
     assert picture.png.read_bytes().startswith(b"\x89PNG")
+    assert picture.pdf.read_bytes().startswith(b"%PDF-")
     assert picture.caption
 
 
@@ -55,6 +57,7 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     first, second = (figures.f1_by_round(METRICS, RULES, tmp_path / n) for n in ("a", "b"))
     assert first.svg.read_bytes() == second.svg.read_bytes()
     assert first.png.read_bytes() == second.png.read_bytes()
+    assert first.pdf.read_bytes() == second.pdf.read_bytes()
 
 
 def test_no_window_is_left_out_of_a_histogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

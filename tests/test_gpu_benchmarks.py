@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.gpu_models import TINY
 from benchmarks.gpu_windows import DealtWindows, deal_windows, load_windows, random_windows, write_windows
 from benchmarks.windows import LogWindows
+from storage.latencies import timed_table
+from storage.layout import Layout
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., int]
@@ -55,6 +58,44 @@ def test_speed_is_measured_for_every_way(run: Run, tmp_path: Path) -> None:
     assert figures["training"]["relative_differences"]["trainer_padded_to_longest"]["gradient"] < 1e-4
 
 
+def test_latency_is_told_of_every_way_and_of_the_windows_it_was_measured_on(run: Run, tmp_path: Path) -> None:
+    ways = [f"float32:{way}" for way in ("padded", "plain", "alone", "together", "split")]
+    layout = Layout(tmp_path)
+    folder = layout.latency / "here"
+    assert run("gpu_latency", folder, "--tiny", "--samples", 12, "--repeats", 2, "--ways", *ways) == 0
+    figures = json.loads((folder / "latency.json").read_text())
+    assert figures["weights"] == "random, seeded"
+    tiny = figures["tiny"]
+    assert set(tiny) == set(ways)
+    assert [tiny[way]["samples"] for way in ways[:3]] == [12, 12, 1]
+    assert tiny["float32:padded"]["tokens"] == 12 * 1024
+    dealt = random_windows(TINY.vocabulary, 4)
+    whole = [dealt.log.token_ids[number] for number in dealt.log.order[dealt.split == "test"]]
+    # The end token is asked for, but does not go through the model.
+    distinct = {tuple(ids[:end]) for ids in map(list, whole) for end in range(1, len(ids) + 1)}
+    assert tiny["float32:split"]["tokens"] == sum(map(len, whole))
+    assert tiny["float32:split"]["windows"] == len(whole)
+    assert len(distinct) == tiny["float32:split"]["computed_tokens"]
+    for found in tiny.values():
+        assert 0 < found["median_ms"] <= found["p99_ms"]
+    rows = timed_table([], layout).rows_by_key("way", named=True, unique=True)
+    assert set(rows) == set(ways)
+    assert rows["float32:plain"]["measured_p99_ms"] == tiny["float32:plain"]["p99_ms"]
+    assert rows["float32:split"]["measured_windows"] == len(whole)
+    assert {row["weights"] for row in rows.values()} == {"random, seeded"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--ways", "int8:plain"], ["--ways", "float32:quick"], ["--samples", "0"], ["--samples", "3", "4"]]
+)
+def test_latency_says_what_can_be_asked_for(
+    wrong: list[str], run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("gpu_latency", tmp_path, "--tiny", *wrong) == 2
+    assert f"{wrong[0]}" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "latency.json").exists()
+
+
 def test_rounds_go_on_where_they_stopped_and_end_alike(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +119,7 @@ def test_rounds_go_on_where_they_stopped_and_end_alike(
     assert "empty folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_learning"])
+@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_latency", "gpu_learning"])
 def test_without_windows_a_measurement_says_what_it_needs(
     name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,7 +128,7 @@ def test_without_windows_a_measurement_says_what_it_needs(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_learning"])
+@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_latency", "gpu_learning"])
 def test_measurements_need_nothing_of_the_platform(name: str, tmp_path: Path) -> None:
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({ABSENT}));"

@@ -1,5 +1,6 @@
 """storage/paper_views.py: the paper's tables and figures over runs of every kind, and over none."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ SHAPES = pl.DataFrame(
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A finished LoRA run of two rounds, and one that failed before its report."""
     layout = Layout(tmp_path_factory.mktemp("home"))
-    save_run(layout, run_facts("lora8"), training_facts(latency_ms=900, latency_deviation_ms=20, latency_windows=10))
+    costs = training_facts(latency_ms=900, latency_deviation_ms=20, latency_windows=10, together_ms=30.0)
+    save_run(layout, run_facts("lora8"), costs)
     record_run(run_facts("broken", rank=2, status="failed"), layout)
     for number, loss in enumerate((None, 0.9, 0.4)):
         clients = [
@@ -75,13 +77,29 @@ def test_table_2_sets_the_printed_values_beside_the_computed_and_the_sent(layout
 
 
 def test_table_3_sets_the_printed_times_beside_the_measured_and_says_what_was_not_run(layout: Layout) -> None:
-    rows = {row["size"]: row for row in query("SELECT * FROM table3", layout).to_dicts()}
-    assert (rows["135M"]["printed_ms"], rows["135M"]["measured_ms"], rows["135M"]["measured_windows"]) == (
-        30.8908,
-        900,
-        10,
-    )
-    assert {rows[size]["measured_on"] for size in ("360M", "1.7B")} == {"not run"}
+    found = query("SELECT size, printed_ms, way, measured_ms, measured_windows, measured_on FROM table3", layout)
+    here = "some processor, 2 cores"
+    assert found.rows() == [
+        ("135M", 30.8908, "scored alone", 900, 10, here),
+        ("135M", 30.8908, "scored together", 30, 0, here),
+        ("360M", 62.3438, None, None, None, "not run"),
+        ("1.7B", 253.0354, None, None, None, "not run"),
+    ]
+
+
+def test_table_3_has_times_measured_apart_with_their_kind_of_weights(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for name, text in (("a", '{"machine": 3}'), ("b", "[]"), ("c", "not JSON")):
+        (layout.latency / name).mkdir(parents=True)
+        (layout.latency / name / "latency.json").write_text(text)
+    figures = {"mean_ms": 7.5, "deviation_ms": 0.5, "median_ms": 7.0, "p99_ms": 9.0, "peak_mb": 8000.0, "samples": 30}
+    ways = {"float32:padded": figures, "bfloat16:plain": {"failed": "out of memory"}}
+    facts = {"machine": {"gpu": "some GPU"}, "log": "a log", "weights": "random, seeded", "1.7B": ways}
+    (layout.latency / "gpu").mkdir()
+    (layout.latency / "gpu" / "latency.json").write_text(json.dumps(facts))
+    columns = "size, way, measured_ms, measured_p99_ms, measured_windows, weights, measured_on"
+    found = query(f"SELECT {columns} FROM table3 WHERE way IS NOT NULL", layout)
+    assert found.rows() == [("1.7B", "float32:padded", 7.5, 9.0, 30, "random, seeded", "some GPU")]
 
 
 def test_figure_3_is_the_training_loss_of_each_round(layout: Layout) -> None:
