@@ -60,7 +60,7 @@ def deal_windows(log: LogWindows, clients: int) -> DealtWindows:
 
     windows = pl.DataFrame({"window_id": np.arange(len(log.order)), "label": (~log.normal).astype(np.int8)})
     split = split_windows(windows, SplitRule())["split"].to_numpy()
-    train = pl.Series(np.flatnonzero(split == "train"))
+    train = windows.select("window_id").filter(split == "train")
     shares = partition_windows(train, PartitionRule(clients=clients))
     partition = np.full(len(split), -1, np.int32)
     partition[shares["window_id"].to_numpy()] = shares["partition"].to_numpy()

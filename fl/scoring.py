@@ -140,15 +140,16 @@ def score_sequences(
     """
     started = time.perf_counter()
     tokens = score_tokens(model, loaded, token_ids, max(ks), token_budget, progress, share=share)
-    columns = _columns(token_ids, message_starts, tokens, ks)
+    columns = score_columns(token_ids, message_starts, tokens, ks)
     columns["computed_tokens"] = np.full(len(token_ids), tokens.computed_tokens / max(1, len(token_ids)))
     columns["seconds"] = np.full(len(token_ids), (time.perf_counter() - started) / max(1, len(token_ids)))
     return columns
 
 
-def _columns(
+def score_columns(
     token_ids: Sequence[np.ndarray], message_starts: Sequence[np.ndarray], tokens: TokenScores, ks: Sequence[int]
 ) -> dict[str, np.ndarray]:
+    """The scores of `score_sequences` from what is known of each token; `predicted` must reach to the largest K."""
     rows: list[dict[str, float]] = []
     for ids, starts, ranks, logs, predicted in zip(
         token_ids, message_starts, tokens.ranks, tokens.log_probabilities, tokens.predicted, strict=True

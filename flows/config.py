@@ -11,13 +11,14 @@ from fl.federation import Federation, check_downlink
 from fl.hyperparameters import LocalTraining, Tuning
 from flows.presets import PRESETS
 from storage.datasets import DatasetConfig
+from storage.instability import Instability
 from storage.masks import MaskRules
 from storage.partitions import PartitionRule
 from storage.splits import SplitRule
 from storage.tokens import TokenRule
 from storage.windows import WindowRule
 
-SEEDED = ("dataset", "split", "partition", "federation")
+SEEDED = ("dataset", "split", "partition", "instability", "federation")
 """Parts that take the run's seed where they are given none of their own."""
 
 
@@ -81,6 +82,8 @@ class RunConfig(BaseModel):
     """Which windows are learned from and which are judged by."""
     partition: PartitionRule = PartitionRule()
     """How training windows are dealt to clients."""
+    instability: Instability = Instability()
+    """What is different in the test windows from all that was learned from."""
     model: ModelConfig = ModelConfig()
     """The base model."""
     tuning: Tuning = Tuning()

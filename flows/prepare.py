@@ -9,6 +9,7 @@ from storage.archives import source_fingerprint
 from storage.datasets import resolve
 from storage.report_words import tuning_words
 from storage.stages import Stage
+from tasks.change_windows import change_windows
 from tasks.download_logs import download_logs
 from tasks.mask_messages import mask_messages
 from tasks.partition_windows import partition_windows
@@ -56,4 +57,7 @@ def prepare_data(config: RunConfig) -> Prepared:
     tokenized = tokenize_windows(window, mask, model, config.tokens)
     split = split_windows(tokenized, config.split)
     partition = partition_windows(tokenized, split, config.partition)
+    if config.instability.kind != "none":
+        # After the partition: what was trained and calibrated without the changes is used again.
+        tokenized = change_windows(tokenized, split, model, config.tokens, config.instability)
     return Prepared(download, window, mask, model, tokenized, split, partition)

@@ -92,6 +92,7 @@ def run_id_of(config: RunConfig, prepared: Prepared, start: Stage | None = None)
     facts = [training, plain(prepared.split), plain(config.scoring), plain(config.detection)]
     # Left out where there are none, so that runs from before there were baselines go on too.
     facts += [plain(config.baselines)] if config.baselines.methods else []
+    facts += [plain(config.instability)] if config.instability.kind != "none" else []
     return f"{config.preset}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
 
 

@@ -1,14 +1,18 @@
 """One share of the training windows for each client."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.errors import DataError
 from storage.progress import Progress, silent
+
+_Ints = npt.NDArray[np.int64]
 
 
 class PartitionRule(BaseModel):
@@ -16,27 +20,101 @@ class PartitionRule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["iid"] = "iid"
-    """`iid`: every client's share is a random sample of the same windows (the paper's)."""
+    kind: Literal["iid", "dirichlet", "time", "site"] = "iid"
+    """`iid`: every client's share is a random sample of the same windows (the paper's); `dirichlet`: clients differ in
+    the kinds of their windows (those made of the same messages), each kind dealt by shares drawn from a Dirichlet
+    distribution (arXiv 1905.12022, section 4); `time`: successive stretches of the log; `site`: whole sites, each
+    window with the site of its first line."""
     clients: int = Field(default=50, ge=1)
     """Number of clients; each has one partition, numbered from 0."""
+    alpha: float = Field(default=0.5, gt=0)
+    """`dirichlet` only: concentration; the smaller, the more clients differ."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the draw."""
+    """Seed of the draw of `iid` and `dirichlet`."""
 
 
-def partition_windows(window_ids: pl.Series, rule: PartitionRule) -> pl.DataFrame:
-    """The partition of each window: window_id, partition; sorted by window, sizes differing by at most one.
+def partition_windows(windows: pl.DataFrame, rule: PartitionRule) -> pl.DataFrame:
+    """The partition of each window: window_id, partition; sorted by window. No partition is empty.
 
-    Raises DataError where there are more clients than windows.
+    Needs window_id; `dirichlet` also message_ids, `time` first_time, `site` site. Sizes of `iid` and `time` differ by
+    at most one. Raises DataError where there are more clients than windows, or than sites.
     """
-    count = len(window_ids)
+    count = len(windows)
     if rule.clients > count:
         raise DataError(
             f"{rule.clients} clients cannot share {count} training windows; set clients to {count} at most."
         )
-    partition = np.empty(count, dtype=np.uint32)
-    partition[np.random.default_rng(rule.seed).permutation(count)] = np.arange(count) % rule.clients
-    return pl.DataFrame({"window_id": window_ids.sort(), "partition": partition})
+    ordered = windows.sort("window_id")
+    if rule.kind == "dirichlet":
+        partition = _by_kind(ordered, rule)
+    elif rule.kind == "time":
+        partition = _in_turn(_time_order(ordered), rule.clients)
+    elif rule.kind == "site":
+        partition = _by_site(ordered, rule)
+    else:
+        partition = np.empty(count, dtype=np.int64)
+        partition[np.random.default_rng(rule.seed).permutation(count)] = np.arange(count) % rule.clients
+    return pl.DataFrame({"window_id": ordered["window_id"], "partition": partition.astype(np.uint32)})
+
+
+def _time_order(windows: pl.DataFrame) -> _Ints:
+    """Positions by the time of the first line; by number where a window has no time."""
+    by = ["window_id"] if windows["first_time"].has_nulls() else ["first_time", "window_id"]
+    return windows.with_row_index("position").sort(by)["position"].to_numpy().astype(np.int64)
+
+
+def _in_turn(order: _Ints, clients: int) -> _Ints:
+    """Successive stretches of `order`, sizes differing by at most one."""
+    partition = np.empty(len(order), dtype=np.int64)
+    partition[order] = np.arange(len(order)) * clients // len(order)
+    return partition
+
+
+def _by_kind(windows: pl.DataFrame, rule: PartitionRule) -> _Ints:
+    """Each kind of window, the most frequent first, is cut by shares of its own."""
+    random = np.random.default_rng(rule.seed)
+    kinds = windows["message_ids"].list.unique().list.sort().cast(pl.List(pl.String)).list.join(",")
+    numbered = pl.DataFrame({"position": np.arange(len(windows)), "kind": kinds})
+    groups = numbered.group_by("kind").agg("position").with_columns(size=pl.col("position").list.len())
+    partition = np.empty(len(windows), dtype=np.int64)
+    for members in groups.sort("size", "kind", descending=[True, False])["position"].to_list():
+        shares = random.dirichlet(np.full(rule.clients, rule.alpha))
+        bounds = np.rint(np.cumsum(shares) * len(members)).astype(int)
+        owners = np.searchsorted(bounds[:-1], np.arange(len(members)), side="right")
+        partition[random.permutation(sorted(members))] = owners
+    return _none_empty(partition, rule.clients)
+
+
+def _none_empty(partition: _Ints, clients: int) -> _Ints:
+    """Clients without windows get one each, always the last one of the client that then has most."""
+    sizes = np.bincount(partition, minlength=clients)
+    for client in np.flatnonzero(sizes == 0):
+        giver = int(np.argmax(sizes))
+        partition[np.flatnonzero(partition == giver)[-1]] = client
+        sizes[giver] -= 1
+        sizes[client] = 1
+    return partition
+
+
+def _by_site(windows: pl.DataFrame, rule: PartitionRule) -> _Ints:
+    """Each site goes to the client with the fewest windows so far, the largest site first."""
+    if windows["site"].has_nulls():
+        raise DataError("partition.kind=site needs a site for each window, and this log names none; use another kind.")
+    sites = windows.group_by("site").len().sort("len", "site", descending=[True, False])
+    if len(sites) < rule.clients:
+        raise DataError(f"{rule.clients} clients cannot share {len(sites)} sites; set clients to {len(sites)} at most.")
+    owner = dict(zip(sites["site"], _evenly(sites["len"].to_list(), rule.clients), strict=True))
+    return np.array([owner[site] for site in windows["site"]], dtype=np.int64)
+
+
+def _evenly(sizes: Sequence[int], clients: int) -> list[int]:
+    """For each size, in the order given, the client that has least so far."""
+    held = np.zeros(clients, dtype=np.int64)
+    owners = []
+    for size in sizes:
+        owners.append(int(np.argmin(held)))
+        held[owners[-1]] += size
+    return owners
 
 
 def share_file(folder: Path, partition: int) -> Path:
@@ -52,12 +130,13 @@ def write_shares(
     `tokens` and `splits` are the folders of the tokenize and split stages. A share has one row a window, repeated
     sequences included: sequence_id, token_ids, n_tokens.
     """
-    train = pl.scan_parquet(splits / "splits.parquet").filter(pl.col("split") == "train").collect()["window_id"]
-    shares = partition_windows(train, rule)
+    train = pl.scan_parquet(splits / "splits.parquet").filter(pl.col("split") == "train").select("window_id")
+    needed = {"dirichlet": ["message_ids"], "time": ["first_time"], "site": ["site"]}.get(rule.kind, [])
+    windows = pl.scan_parquet(tokens / "windows.parquet").select("window_id", "sequence_id", *needed)
+    trained = windows.join(train, on="window_id", how="semi").collect()
+    shares = partition_windows(trained, rule)
     shares.write_parquet(into / "shares.parquet")
-    dealt = shares.join(
-        pl.read_parquet(tokens / "windows.parquet", columns=["window_id", "sequence_id"]), on="window_id"
-    )
+    dealt = shares.join(trained.select("window_id", "sequence_id"), on="window_id")
     sequences = pl.read_parquet(tokens / "sequences.parquet", columns=["sequence_id", "token_ids", "n_tokens"])
     (into / "shares").mkdir()
     for partition in range(rule.clients):

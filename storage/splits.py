@@ -36,6 +36,12 @@ class SplitRule(BaseModel):
     """At most so many training windows, drawn by seed; the others stay unused. None: all."""
     calibration_windows: int | None = Field(default=None, ge=1)
     """At most so many calibration windows, drawn by seed; the others stay unused. None: all."""
+    rest: Literal["unused", "test"] = "unused"
+    """What becomes of the windows left over: those beyond the caps or shares, and anomalous ones drawn to train or
+    calibration. `test`: all are reported on, so that anomalies are more frequent there than in the log."""
+    contamination: float = Field(default=0, ge=0, lt=1)
+    """Share of anomalous windows among those of train, and of calibration: logs that nobody has labelled. The anomalous
+    windows drawn there take part, as many as make up the share; the normal ones stay as they are."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "SplitRule":
@@ -60,8 +66,9 @@ def split_windows(windows: pl.DataFrame, rule: SplitRule) -> pl.DataFrame:
     """
     random = np.random.default_rng(rule.seed)
     split = _drawn(windows, rule, random)
-    fit = np.isin(split, ["train", "calibration"])
-    split[fit & (windows["label"].fill_null(0) == 1).to_numpy()] = UNUSED
+    anomalous = np.isin(split, ["train", "calibration"]) & (windows["label"].fill_null(0) == 1).to_numpy()
+    spoilt = {name: np.flatnonzero(anomalous & (split == name)) for name in ("train", "calibration")}
+    split[anomalous] = UNUSED
     for name, cap in (("train", rule.train_windows), ("calibration", rule.calibration_windows)):
         members = np.flatnonzero(split == name)
         if cap is not None and len(members) > cap:
@@ -70,7 +77,22 @@ def split_windows(windows: pl.DataFrame, rule: SplitRule) -> pl.DataFrame:
         raise DataError(
             f"No normal window is left to train on among {len(windows)}; give more windows or a larger train share."
         )
+    for name, members in spoilt.items():
+        split[_contaminating(name, members, int((split == name).sum()), rule)] = name
+    split[split == UNUSED] = rule.rest
     return pl.DataFrame({"window_id": windows["window_id"], "split": pl.Series(split.tolist(), dtype=pl.String)})
+
+
+def _contaminating(name: str, anomalous: np.ndarray, normal: int, rule: SplitRule) -> np.ndarray:
+    """Of a split's anomalous windows, those that make up the rule's share beside so many normal ones."""
+    count = round(rule.contamination * normal / (1 - rule.contamination))
+    if count > len(anomalous):
+        most = len(anomalous) / (len(anomalous) + normal)
+        raise DataError(
+            f"contamination = {rule.contamination:g} needs {count} anomalous {name} windows, but {len(anomalous)} were "
+            f"drawn; give at most {most:.3f}, or fewer {name}_windows."
+        )
+    return np.random.default_rng((rule.seed, 1)).permutation(anomalous)[:count]
 
 
 def _drawn(windows: pl.DataFrame, rule: SplitRule, random: np.random.Generator) -> np.ndarray:

@@ -29,17 +29,18 @@ def tokenize_windows(
     tokenizer = load_tokenizer(tokenizer_file)
     messages = pl.read_parquet(masks / "messages.parquet", columns=["message_id", "text"])
     composer = Composer(tokenizer, rule, messages["text"].to_list())
-    _write_messages(messages, composer, into)
+    write_messages(messages, composer, into)
     known, sequence_ids = _distinct_sequences(windows, masks, progress)
     sequences = [np.frombuffer(sequence, dtype=np.uint32) for sequence in known]
     tokens, composed = composer.tokens_of(sequences)
-    table = _sequence_table(sequences, tokens, sequence_ids)
+    table = sequence_table(sequences, tokens, sequence_ids)
     write_table(table, into / "sequences.parquet")
-    _write_windows(windows, table, sequence_ids, into)
-    return _counts(table) | {"messages": messages.height, "composed": composed}
+    write_windows(pl.read_parquet(windows / "windows.parquet"), table, sequence_ids, into)
+    return count_sequences(table) | {"messages": messages.height, "composed": composed}
 
 
-def _write_messages(messages: pl.DataFrame, composer: Composer, into: Path) -> None:
+def write_messages(messages: pl.DataFrame, composer: Composer, into: Path) -> None:
+    """The distinct messages (message_id, text) and their tokens where a window begins with them, and elsewhere."""
     table = messages.with_columns(
         first_tokens=pl.Series(composer.first, dtype=pl.List(pl.UInt32)),
         next_tokens=pl.Series(composer.next, dtype=pl.List(pl.UInt32)),
@@ -85,7 +86,8 @@ def _lists(arrays: Sequence[_U32]) -> pl.Series:
     return pl.Series(arrays, dtype=pl.List(pl.UInt32))
 
 
-def _sequence_table(sequences: Sequence[_U32], tokens: Sequence[Tokens], sequence_ids: _U32) -> pl.DataFrame:
+def sequence_table(sequences: Sequence[_U32], tokens: Sequence[Tokens], sequence_ids: _U32) -> pl.DataFrame:
+    """One row a distinct sequence, numbered as given, and how many windows (`sequence_ids`) have it."""
     return pl.DataFrame(
         {
             "sequence_id": pl.arange(len(sequences), eager=True, dtype=pl.UInt32),
@@ -100,9 +102,8 @@ def _sequence_table(sequences: Sequence[_U32], tokens: Sequence[Tokens], sequenc
     )
 
 
-def _write_windows(windows: Path, sequences: pl.DataFrame, sequence_ids: _U32, into: Path) -> None:
-    """The window stage's columns and each window's sequence, some windows at a time."""
-    facts = pl.read_parquet(windows / "windows.parquet")
+def write_windows(facts: pl.DataFrame, sequences: pl.DataFrame, sequence_ids: _U32, into: Path) -> None:
+    """The window stage's columns (`facts`) and each window's sequence, some windows at a time."""
     facts = facts.with_columns(sequence_id=pl.Series(sequence_ids, dtype=pl.UInt32))
     known = sequences.select("sequence_hash", "message_ids", "n_tokens", "truncated")
     with TableWriter(into / "windows.parquet", {**facts.schema, **known.schema}) as writer:
@@ -110,7 +111,8 @@ def _write_windows(windows: Path, sequences: pl.DataFrame, sequence_ids: _U32, i
             writer.add(pl.concat([part, known[part["sequence_id"]]], how="horizontal"))
 
 
-def _counts(sequences: pl.DataFrame) -> dict[str, Any]:
+def count_sequences(sequences: pl.DataFrame) -> dict[str, Any]:
+    """Numbers of windows, tokens and distinct sequences in such a table."""
     weighted = sequences.select(
         windows=pl.col("windows").sum(),
         tokens=(pl.col("n_tokens").cast(pl.UInt64) * pl.col("windows")).sum(),
