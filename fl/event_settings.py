@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from fl.bounds import bounded
+
 Method = Literal["deeplog", "logbert", "fedlog"]
 
 
@@ -14,7 +16,16 @@ class EventBaselines:
     whatever the run's own strategy and codec are.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+        "json_schema_extra": bounded(
+            baseline_rounds={"at_least": 1},
+            baseline_steps={"at_least": 1},
+            baseline_windows={"at_least": 1},
+            baseline_rate={"above": 0},
+        ),
+    }
 
     methods: tuple[Method, ...] = ()
     """`deeplog` (LSTM, CCS 2017, doi 10.1145/3133956.3134015), `logbert` (masked events, arXiv 2103.04475), `fedlog`

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fl.bounds import bounded
 from fl.codecs import Codec, CodecName, DenseName
 from fl.errors import FederationError
 from fl.hyperparameters import LocalTraining, Tuning
@@ -59,7 +60,18 @@ def available_cores() -> int:
 class Federation:
     """Who trains when, and how their results are combined."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
+    __pydantic_config__ = {  # noqa: RUF012
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+        "json_schema_extra": bounded(
+            rounds={"at_least": 0},
+            clients={"at_least": 1},
+            fraction={"above": 0, "at_most": 1},
+            min_replies={"at_least": 1},
+            topk_share={"above": 0, "at_most": 1},
+            codec_block={"at_least": 1, "at_most": 65535},
+        ),
+    }
 
     rounds: int = 50
     """Rounds of training; the paper has 50."""

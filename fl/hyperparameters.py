@@ -4,12 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from fl.bounds import bounded
+
 
 @dataclass(frozen=True)
 class Tuning:
     """Which weights are trained."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+        "json_schema_extra": bounded(rank={"at_least": 1}, dropout={"at_least": 0, "below": 1}),
+    }
 
     kind: Literal["lora", "ffa", "rolora", "sb", "full", "none"] = "lora"
     """`lora` (low-rank adapters, arXiv 2106.09685), `full` (all weights, the paper's FFT), `none` (untouched, PT).
@@ -57,7 +63,13 @@ class Tuning:
 class LocalTraining:
     """What a client does in one round."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+        "json_schema_extra": bounded(
+            steps={"at_least": 1}, batch_size={"at_least": 1}, learning_rate_min={"at_least": 0}
+        ),
+    }
 
     steps: int = 10
     """Optimizer steps a round (the paper's 10 iterations)."""

@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    preset: str = "paper"
+    preset: str = Field(default="paper", json_schema_extra={"enum": list(PRESETS)})
     """The named run whose values stand where none are given here."""
     seed: int = Field(default=0, ge=0)
     """Seed of every draw whose own part gives none."""
