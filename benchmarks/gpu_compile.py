@@ -26,6 +26,7 @@ from fl.local_training import train_locally
 from fl.model import LoadedModel
 from fl.scoring import score_tokens
 
+Windows = list[np.ndarray]
 _RATE = 1e-3
 _PIECES = ("LlamaRMSNorm", "LlamaMLP")
 _LAYERS = ("LlamaDecoderLayer",)
@@ -41,9 +42,9 @@ def compile_modules(model: torch.nn.Module, kinds: tuple[str, ...], backend: str
 
 
 def measure_way(
-    loaded: LoadedModel, batches: list[list[np.ndarray]], windows: list[np.ndarray], kinds: tuple[str, ...], backend: str
+    loaded: LoadedModel, batches: list[Windows], windows: Windows, kinds: tuple[str, ...], backend: str
 ) -> dict[str, Any]:
-    """Seconds of the first and the later steps and scorings, with the loss of the first batch, from the same weights."""
+    """Seconds of the first and the later steps and scorings, from the same weights, with the first batch's loss."""
     model: Any = attach_adapter(loaded, Tuning(dropout=0.0), 0)
     start = adapter_arrays(model)
     config = LocalTraining(steps=1, batch_size=len(batches[0]))
@@ -73,7 +74,7 @@ def measure_way(
     }
 
 
-def profile(loaded: LoadedModel, batch: list[np.ndarray], windows: list[np.ndarray]) -> dict[str, Any]:
+def profile(loaded: LoadedModel, batch: Windows, windows: Windows) -> dict[str, Any]:
     """What the device is busy with in one eager step and one scoring: kernels by their summed time, ms."""
     model: Any = attach_adapter(loaded, Tuning(dropout=0.0), 0)
     config = LocalTraining(steps=1, batch_size=len(batch))
@@ -92,7 +93,7 @@ def profile(loaded: LoadedModel, batch: list[np.ndarray], windows: list[np.ndarr
             "milliseconds": round(1e3 * took["seconds"], 1),
             "device_milliseconds": round(sum(event.self_device_time_total for event in events) / 1e3, 1),
             "launches": sum(event.count for event in events if event.key == "cudaLaunchKernel"),
-            "longest": {event.key[:80]: [event.count, round(event.self_device_time_total / 1e3, 2)] for event in kernels},
+            "longest": {kernel.key[:80]: [kernel.count, kernel.self_device_time_total / 1e3] for kernel in kernels},
         }
     return found
 

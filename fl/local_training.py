@@ -17,8 +17,9 @@ from fl.prefix_tree import Pack, build_tree, cut_packs, edge_slices
 from fl.tree_attention import choose_attention, hidden_states, logit_rows, output_head, tree_attention
 
 Tell = Callable[[float, float | None, str], None]
-_BYTES_PER_STATE = 70
-"""Memory in flight for a token, layer and hidden unit in float32 (measured: 1.2 MB a token for 30 x 576)."""
+_BYTES_PER_STATE, _BYTES_PER_HALF_STATE = 70, 55
+"""Memory in flight for a token, layer and hidden unit: measured in float32 on a CPU (1.2 MB a token for 30 x 576), in
+bfloat16 with FlexAttention on a GPU (46 to 54, docs/results/gpu.md)."""
 _CPU_BUDGET_MB = 2500
 _CUDA_SHARE = 0.4
 
@@ -161,9 +162,8 @@ def token_budget(loaded: LoadedModel, config: LocalTraining) -> int:
     cut would add up in another order and change the last bits.
     """
     shape = loaded.model.config
-    per_token = _BYTES_PER_STATE * shape.num_hidden_layers * shape.hidden_size
-    if loaded.dtype != "float32":
-        per_token //= 2
+    per_state = _BYTES_PER_STATE if loaded.dtype == "float32" else _BYTES_PER_HALF_STATE
+    per_token = per_state * shape.num_hidden_layers * shape.hidden_size
     if config.gradient_checkpointing:
         per_token //= 8
     budget = config.memory_budget_mb
