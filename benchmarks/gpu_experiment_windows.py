@@ -112,7 +112,7 @@ def _dealt(train: pl.DataFrame, name: str, count: int) -> np.ndarray:
     """The client of each window by a partition's name, such as `dirichlet-0.1 10`; -1 for none."""
     kind, clients = name.split()
     kind, _, alpha = kind.partition("-")
-    rule = PartitionRule.model_validate({"kind": kind, "clients": int(clients), "alpha": float(alpha or 1)})
+    rule = PartitionRule.model_validate({"kind": kind, "clients": int(clients), "concentration": float(alpha or 1)})
     shares = partition_windows(train, rule)
     owner = np.full(count, -1)
     owner[shares["window_id"].to_numpy()] = shares["partition"].to_numpy()

@@ -184,6 +184,7 @@ _SHOWN = {
     "calibration": "to calibrate",
     "validation": "to validate",
     "test": "to test",
+    "changed_windows": "test windows changed",
     "clients": "clients",
     "rounds": "rounds",
     "scored": "windows scored",

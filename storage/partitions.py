@@ -27,8 +27,8 @@ class PartitionRule(BaseModel):
     window with the site of its first line."""
     clients: int = Field(default=50, ge=1)
     """Number of clients; each has one partition, numbered from 0."""
-    alpha: float = Field(default=0.5, gt=0)
-    """`dirichlet` only: concentration; the smaller, the more clients differ."""
+    concentration: float = Field(default=0.5, gt=0)
+    """`dirichlet` only: alpha of the distribution; the smaller, the more clients differ."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw of `iid` and `dirichlet`."""
 
@@ -78,7 +78,7 @@ def _by_kind(windows: pl.DataFrame, rule: PartitionRule) -> _Ints:
     groups = numbered.group_by("kind").agg("position").with_columns(size=pl.col("position").list.len())
     partition = np.empty(len(windows), dtype=np.int64)
     for members in groups.sort("size", "kind", descending=[True, False])["position"].to_list():
-        shares = random.dirichlet(np.full(rule.clients, rule.alpha))
+        shares = random.dirichlet(np.full(rule.clients, rule.concentration))
         bounds = np.rint(np.cumsum(shares) * len(members)).astype(int)
         owners = np.searchsorted(bounds[:-1], np.arange(len(members)), side="right")
         partition[random.permutation(sorted(members))] = owners

@@ -80,6 +80,16 @@ def test_another_false_alarm_rate_trains_and_scores_nothing_again(
     assert ran == {"evaluate", "explain"}
 
 
+def test_unstable_test_windows_are_judged_by_what_was_trained_without_them(
+    finished: tuple[RunConfig, str, Path], tiny_model: Path, endings: list[tuple[str, str]]
+) -> None:
+    from flows.evaluate import evaluate
+
+    evaluate(_config(tiny_model, instability={"kind": "reworded", "share": 0.2}))
+    ran = {stage for stage, how in endings if how == "ran"}
+    assert ran == {"change", "score", "evaluate", "explain"}
+
+
 def test_the_run_is_listed_with_every_column_of_the_design(finished: tuple[RunConfig, str, Path]) -> None:
     [row] = [row for row in list_runs(Layout(finished[2])) if row["run_id"] == finished[1]]
     assert row["status"] == "finished"

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks.gpu_models import TINY
+from benchmarks.core_federation import CoreFederation
+from benchmarks.gpu_models import TINY, random_model
 from benchmarks.gpu_windows import DealtWindows, deal_windows, load_windows, random_windows, write_windows
 from benchmarks.windows import LogWindows
+from fl.adapter import adapter_arrays, attach_adapter
+from fl.federation import Federation
+from fl.hyperparameters import LocalTraining, Tuning
+from fl.local_training import train_locally
 from storage.latencies import timed_table
 from storage.layout import Layout
 
@@ -119,7 +124,7 @@ def test_rounds_go_on_where_they_stopped_and_end_alike(
     assert "empty folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_latency", "gpu_learning"])
+@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_latency", "gpu_learning", "gpu_experiments"])
 def test_without_windows_a_measurement_says_what_it_needs(
     name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +133,7 @@ def test_without_windows_a_measurement_says_what_it_needs(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_latency", "gpu_learning"])
+@pytest.mark.parametrize("name", ["gpu_correctness", "gpu_speed", "gpu_latency", "gpu_learning", "gpu_experiments"])
 def test_measurements_need_nothing_of_the_platform(name: str, tmp_path: Path) -> None:
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({ABSENT}));"
@@ -139,6 +144,44 @@ def test_measurements_need_nothing_of_the_platform(name: str, tmp_path: Path) ->
         [sys.executable, "-c", code], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_experiments_go_on_where_they_stopped_and_keep_what_they_found(run: Run, tmp_path: Path) -> None:
+    some = ("--only", "headline", "unstable", "sends LoRA 8, topk 1 %", "alone dirichlet-0.1 10, client 0")
+    assert run("gpu_experiments", tmp_path, "--tiny", "--minutes", 0.0, *some) == 3
+    assert not (tmp_path / "experiments.jsonl").exists()
+    assert run("gpu_experiments", tmp_path, "--tiny", "--only", "headline") == 0
+    assert run("gpu_experiments", tmp_path, "--tiny", *some) == 0
+    lines = (tmp_path / "experiments.jsonl").read_text().splitlines()
+    found = {row["name"]: row for row in map(json.loads, lines)}
+    assert len(lines) == len(found) == 5
+    assert run("gpu_experiments", tmp_path, "--tiny", *some) == 0
+    assert (tmp_path / "experiments.jsonl").read_text().splitlines() == lines
+    assert found["sends LoRA 8, topk 1 %"]["bytes_up"] < found["headline"]["bytes_up"] / 20
+    assert len(found["alone dirichlet-0.1 10, client 0"]["shares"]) == 1
+    assert len(found["unstable"]["tests"]) == 18 and "losses" not in found["unstable"]
+    scores, surprises = (np.load(tmp_path / f"{name}.npz") for name in ("scores", "surprises"))
+    logs = np.split(surprises["headline, hdfs.log_probabilities"], np.cumsum(surprises["headline, hdfs.lengths"])[:-1])
+    mean = scores["headline, hdfs.values"][:, scores["headline, hdfs.columns"].tolist().index("mean_token")]
+    np.testing.assert_allclose([-part.astype(float).mean() for part in logs], mean, rtol=2e-3)
+
+
+def test_the_core_federation_of_one_client_is_its_own_training_and_codecs_change_little() -> None:
+    loaded, share = random_model("tiny", "cpu"), random_windows(512, 2).share(0)
+    training, tuning = LocalTraining(steps=2, batch_size=4, learning_rate_max=5e-3), Tuning(rank=2)
+    model = attach_adapter(loaded, tuning, 0)
+    train_locally(model, loaded, share, training, 5e-3, (0, 1, 0))
+    alone = adapter_arrays(model)
+    trained = {}
+    for codec in ("none", "float32", "int8"):
+        federation = Federation(rounds=1, clients=1, fraction=1.0, codec=codec)  # type: ignore[arg-type]
+        core = CoreFederation(loaded, [share], tuning, training, federation)
+        trained[codec] = core.train(), adapter_arrays(core.model)
+    assert all(np.array_equal(alone[name], array) for name, array in trained["none"][1].items())
+    moved = max(float(np.abs(array).max()) for name, array in alone.items() if "lora_B" in name)
+    for codec, within in (("float32", 1e-6), ("int8", moved / 100)):
+        assert all(np.allclose(alone[name], array, atol=within) for name, array in trained[codec][1].items())
+    assert trained["none"][0].bytes_up == trained["none"][0].bytes_down > 3 * trained["int8"][0].bytes_up
 
 
 def _same(one: DealtWindows, other: DealtWindows) -> None:

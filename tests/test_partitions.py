@@ -1,7 +1,10 @@
 """Partitions: shares are fair, whole and repeatable."""
 
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -83,3 +86,97 @@ def test_the_shares_hold_the_train_windows_tokens_in_window_order(stages: tuple[
         assert share["token_ids"].to_list() == [texts[window % 3] for window in windows]
     expected = sum(len(texts[window % 3]) for window in range(14))
     assert counts == {"clients": 4, "windows": 14, "smallest": 3, "largest": 4, "tokens": expected}
+
+
+def windows_of_kinds(count: int) -> pl.DataFrame:
+    """Windows of four kinds (by their messages), of twenty sites, whose times run backwards."""
+    kinds = [[0, 1], [0, 1, 2], [3], [0, 3, 4]]
+    return pl.DataFrame(
+        {
+            "window_id": pl.Series(range(count), dtype=pl.UInt32),
+            # The same messages in another order and number are the same kind.
+            "message_ids": pl.Series(
+                [kinds[index % 4][:: -1 if index % 8 > 3 else 1] * (1 + index % 2) for index in range(count)],
+                dtype=pl.List(pl.UInt32),
+            ),
+            "first_time": [datetime(2008, 11, 9) - timedelta(minutes=index) for index in range(count)],
+            "site": [f"node-{(index * index) % 20}" for index in range(count)],
+        }
+    )
+
+
+def skew(windows: pl.DataFrame, shares: pl.DataFrame) -> float:
+    """How far clients' shares of each kind are from equal ones: mean total variation distance over the clients."""
+    kinds = windows["window_id"].to_numpy() % 4
+    table = np.zeros((int(shares["partition"].max()) + 1, 4))  # type: ignore[arg-type]
+    np.add.at(table, (shares["partition"].to_numpy(), kinds), 1)
+    return float(np.abs(table / table.sum(1, keepdims=True) - table.sum(0) / table.sum()).sum(1).mean() / 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(clients=st.integers(1, 40), concentration=st.floats(0.01, 10), seed=st.integers(0, 1000))
+def test_dirichlet_gives_every_window_away_and_leaves_no_client_without(
+    clients: int, concentration: float, seed: int
+) -> None:
+    windows = windows_of_kinds(80)
+    rule = PartitionRule(kind="dirichlet", clients=clients, concentration=concentration, seed=seed)
+    shares = partition_windows(windows, rule)
+    assert shares["window_id"].to_list() == list(range(80))
+    assert set(shares["partition"]) == set(range(clients))
+    assert shares.equals(partition_windows(windows.reverse(), rule))
+
+
+def test_clients_differ_the_more_the_smaller_the_concentration() -> None:
+    windows = windows_of_kinds(4000)
+    found = [
+        np.mean(
+            [
+                skew(
+                    windows,
+                    partition_windows(
+                        windows, PartitionRule(kind="dirichlet", clients=8, concentration=alpha, seed=seed)
+                    ),
+                )
+                for seed in range(5)
+            ]
+        )
+        for alpha in (0.1, 1.0, 1000.0)
+    ]
+    assert found[0] > found[1] + 0.1 > found[2] + 0.2
+    assert found[2] < 0.05
+
+
+def test_by_time_each_client_has_a_stretch_of_the_log() -> None:
+    windows = windows_of_kinds(103)
+    shares = partition_windows(windows, PartitionRule(kind="time", clients=10)).join(windows, on="window_id")
+    spans = [shares.filter(pl.col("partition") == client)["first_time"] for client in range(10)]
+    assert all(before.max() < after.min() for before, after in pairwise(spans))  # type: ignore[operator]
+    assert {len(span) for span in spans} == {10, 11}
+
+
+def test_by_site_no_site_is_at_two_clients_and_shares_are_as_even_as_sites_allow() -> None:
+    windows = windows_of_kinds(200)
+    shares = partition_windows(windows, PartitionRule(kind="site", clients=3)).join(windows, on="window_id")
+    assert shares.select("site", "partition").unique()["site"].is_unique().all()
+    sizes = shares.group_by("partition").len()["len"]
+    largest_site = windows.group_by("site").len()["len"].max()
+    assert sizes.max() - sizes.min() <= largest_site  # type: ignore[operator]
+
+
+def test_sites_that_are_unknown_or_too_few_are_refused_in_one_line() -> None:
+    windows = windows_of_kinds(40)
+    with pytest.raises(DataError, match="names none"):
+        partition_windows(windows.with_columns(site=pl.lit(None, pl.String)), PartitionRule(kind="site", clients=2))
+    with pytest.raises(DataError, match="set clients to 6 at most"):
+        partition_windows(windows, PartitionRule(kind="site", clients=7))
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "time", "site"])
+def test_every_kind_of_partition_is_written(kind: str, stages: tuple[Path, Path, Path]) -> None:
+    tokens, splits, into = stages
+    windows = pl.read_parquet(tokens / "windows.parquet")
+    more = windows_of_kinds(len(windows)).drop("window_id")
+    pl.concat([windows, more], how="horizontal").write_parquet(tokens / "windows.parquet")
+    rule = PartitionRule.model_validate({"kind": kind, "clients": 3})
+    counts = write_shares(tokens, splits, rule, into)
+    assert counts["windows"] == sum(len(pl.read_parquet(share_file(into, client))) for client in range(3)) == 14

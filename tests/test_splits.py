@@ -142,3 +142,35 @@ def test_the_written_stage_holds_every_window_and_counts_what_it_holds(tmp_path:
     for name in ("train", "calibration", "validation", "test", "unused"):
         assert counts[name] == written.filter(pl.col("split") == name).height
     assert sum(counts[f"{name}_anomalous"] for name in ("validation", "test", "unused")) == 10
+
+
+def test_contaminated_logs_have_the_share_of_anomalies_and_the_same_normal_and_judged_windows() -> None:
+    windows = make_windows(3000, anomalous_every=10)
+    clean, dirty = (members(windows, SplitRule(contamination=share)) for share in (0.0, 0.05))
+    anomalous = set(windows.filter(pl.col("label") == 1)["window_id"])
+    for name in ("train", "calibration"):
+        assert dirty[name] - anomalous == clean[name]
+        spoilt = len(dirty[name] & anomalous)
+        assert abs(spoilt / len(dirty[name]) - 0.05) < 1 / len(dirty[name])
+    assert (dirty["validation"], dirty["test"]) == (clean["validation"], clean["test"])
+
+
+def test_more_contamination_takes_the_same_anomalies_and_more() -> None:
+    windows = make_windows(3000, anomalous_every=10)
+    few, many = (members(windows, SplitRule(contamination=share))["train"] for share in (0.01, 0.05))
+    assert few < many
+
+
+def test_more_contamination_than_there_are_anomalies_is_refused_in_one_line() -> None:
+    with pytest.raises(DataError, match=r"give at most 0\.0") as told:
+        split_windows(make_windows(1000, anomalous_every=100), SplitRule(contamination=0.3))
+    assert "\n" not in str(told.value)
+
+
+def test_the_rest_may_be_reported_on() -> None:
+    windows = make_windows(1000)
+    rule = SplitRule(train=0.5, calibration=0.2, validation=0, test=0.3, train_windows=300, rest="test")
+    parts = members(windows, rule)
+    assert "unused" not in parts
+    assert parts["test"] >= set(windows.filter(pl.col("label") == 1)["window_id"])
+    assert len(parts["test"]) == 1000 - 300 - len(parts["calibration"])
