@@ -136,7 +136,7 @@ class Laboratory:
             rows = np.unique(np.concatenate([corpus.judged(test.split, test.order) for test in tests]))
         token_ids, starts = ([part[row] for row in rows] for part in (corpus.token_ids, corpus.message_starts))
         tokens = score_tokens(model, self._loaded, token_ids, max(KS))
-        columns = score_columns(token_ids, starts, tokens, KS)
+        columns = score_columns(token_ids, starts, tokens, KS, unaligned=experiment.keep)
         name = f"{experiment.name}, {tests[0].corpus}"
         self._results.add_scores(name, rows, columns)
         if experiment.keep or experiment.tests:

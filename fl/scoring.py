@@ -147,7 +147,12 @@ def score_sequences(
 
 
 def score_columns(
-    token_ids: Sequence[np.ndarray], message_starts: Sequence[np.ndarray], tokens: TokenScores, ks: Sequence[int]
+    token_ids: Sequence[np.ndarray],
+    message_starts: Sequence[np.ndarray],
+    tokens: TokenScores,
+    ks: Sequence[int],
+    *,
+    unaligned: bool = True,
 ) -> dict[str, np.ndarray]:
     """The scores of `score_sequences` from what is known of each token; `predicted` must reach to the largest K."""
     rows: list[dict[str, float]] = []
@@ -159,7 +164,8 @@ def score_columns(
         row = {f"top_{k}": float((ranks < k).mean()) for k in ks}
         # The reference code asks the model with the bare text, so its predictions are those before the end token and
         # the one after the last token; the one for the first token does not exist.
-        row |= {f"unaligned_{k}": float(np.isin(ids, predicted[:, :k]).mean()) for k in ks}
+        if unaligned:
+            row |= {f"unaligned_{k}": float(np.isin(ids, predicted[:, :k]).mean()) for k in ks}
         row |= {
             "mean_token": float(surprise.mean()),
             "max_token": float(surprise.max()),
