@@ -44,13 +44,19 @@ Settings = Annotated[
 ]
 
 
+StartFrom = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="A registered detector to train on from, or with rounds=0 to judge: models:/hdfs@champion."),
+]
+
+
 @app.command()
-def run(preset: Preset, settings: Settings = None) -> None:
+def run(preset: Preset, settings: Settings = None, start_from: StartFrom = None) -> None:
     """The whole experiment: prepare, train, score, judge, report and register."""
     with _flow_run(preset, settings, RUN) as config:
         from flows.experiment import experiment
 
-        run_id = experiment(config)
+        run_id = experiment(config, start_from)
     from flows.terminal import show_report
 
     show_report(run_id)

@@ -111,7 +111,9 @@ def _recorded(config: RunConfig, run_id: str, start: Stage | None, watch: Stopwa
     facts = _run_facts(config, run_id)
     if start is not None:
         origin = f"{start.counts['name']} version {start.counts['version']}, which is what is called untouched here"
-        facts = facts.model_copy(update={"reasons": facts.reasons | {"training starts from": origin}})
+        command = f"{facts.command} --start-from models:/{start.counts['name']}/{start.counts['version']}"
+        reasons = facts.reasons | {"training starts from": origin}
+        facts = facts.model_copy(update={"reasons": reasons, "command": command})
     record_run(facts)
     try:
         yield facts
