@@ -77,7 +77,7 @@ def write_corpora(corpora: Mapping[str, Corpus], path: Path) -> None:
         for part, kind in (("orders", np.uint16), ("splits", np.uint8), ("partitions", np.int16)):
             named: Arrays = getattr(corpus, part)
             arrays[f"{name}.{part}"] = np.array(list(named))
-            arrays[f"{name}.{part}.values"] = np.stack([values.astype(kind) for values in named.values()])
+            arrays[f"{name}.{part}.values"] = np.array(list(named.values()), kind)
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

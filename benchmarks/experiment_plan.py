@@ -138,7 +138,7 @@ def plan() -> list[Experiment]:
         long,
         replace(long, name="untouched", tuning=Tuning(kind="none"), federation=replace(long.federation, rounds=0)),
         Experiment("unstable", adapter_of="headline", tests=_changed("hdfs")),
-        replace(long, name="large", split="large", keep=False),
+        replace(long, name="large", split="large"),
         bgl,
         Experiment("hdfs to bgl", adapter_of="headline", tests=(Test("bgl"),)),
         Experiment("bgl to hdfs", adapter_of="bgl", tests=(Test("hdfs"),)),

@@ -1,0 +1,95 @@
+"""Scores of windows from kept surprises: equal to the product's own, without labels, judged by the product's metrics."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_experiments
+from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora, random_corpus, write_corpora
+from benchmarks.experiment_plan import plan
+from benchmarks.score_research import as_markdown, judged, research
+from benchmarks.window_scores import Predicted, rarity, window_scores
+from fl.scoring import TokenScores, score_columns
+
+
+def made_up(corpus: Corpus) -> tuple[Predicted, dict[str, np.ndarray]]:
+    """Random predictions of every token, and the product's scores of them."""
+    drawn = np.random.default_rng(1)
+    ranks = [drawn.integers(0, 12, len(window)) for window in corpus.token_ids]
+    logs = [-drawn.exponential(1.0, len(window)) for window in corpus.token_ids]
+    tokens = TokenScores(ranks, logs, [np.zeros((len(window), 10), int) for window in corpus.token_ids], 0)
+    columns = score_columns(corpus.token_ids, corpus.message_starts, tokens, (1, 3, 5, 10), unaligned=False)
+    return Predicted(dict(enumerate(-log for log in logs)), dict(enumerate(ranks))), columns
+
+
+def test_scores_from_kept_surprises_are_the_products() -> None:
+    corpus = random_corpus([AS_IT_IS], ["default"], [])
+    found, columns = made_up(corpus)
+    scores = window_scores(corpus, "default", AS_IT_IS, found, found)
+    for name in ("mean_token", "max_token", "mean_message", "max_message"):
+        np.testing.assert_allclose(scores[name], columns[name])
+    for k in (1, 3, 5, 10):
+        np.testing.assert_allclose(scores[f"top_{k}"], 1 - columns[f"top_{k}"])
+    assert (scores["gain"] == 0).all()
+
+
+def test_no_score_depends_on_labels_or_on_the_windows_that_are_judged() -> None:
+    corpus = random_corpus([AS_IT_IS], ["default"], [])
+    found, _ = made_up(corpus)
+    other = Corpus(
+        corpus.token_ids, corpus.message_starts, corpus.message_ids, ~corpus.normal, corpus.orders, dict(corpus.splits)
+    )
+    swapped = corpus.splits["default"].copy()
+    swapped[corpus.splits["default"] >= 2] = 5 - swapped[corpus.splits["default"] >= 2]
+    other.splits["default"] = swapped
+    before, after = (window_scores(each, "default", AS_IT_IS, found) for each in (corpus, other))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_window_of_known_counts_has_no_distance_and_each_line_more_adds_one() -> None:
+    corpus = random_corpus([AS_IT_IS], ["default"], [])
+    known = int(corpus.orders[AS_IT_IS][corpus.split("default") == "train"][0])
+    longer = np.append(corpus.message_ids[known], [11, 11])
+    corpus.message_ids[0] = longer
+    found, _ = made_up(corpus)
+    distances = window_scores(corpus, "default", AS_IT_IS, found)["count_distance"]
+    assert distances[known] == 0 and 0 < distances[0] <= 2
+
+
+def test_rarity_rises_with_the_score_and_goes_on_above_all_calibration_windows() -> None:
+    calibration = np.random.default_rng(0).exponential(1.0, 999)
+    values = np.linspace(0, 40, 200)
+    found = rarity(values, calibration)
+    assert (np.diff(found) >= 0).all() and found[-1] > found[-50] > found[0] == 0
+    middle = rarity(np.array([np.median(calibration)]), calibration)
+    assert middle == pytest.approx(np.log(2), abs=0.01)
+
+
+def test_the_best_on_validation_comes_first_and_perfect_scores_are_perfect() -> None:
+    corpus = random_corpus([AS_IT_IS], ["default"], [])
+    truth = np.zeros(len(corpus.token_ids))
+    truth[corpus.orders[AS_IT_IS][~corpus.normal]] = 1
+    rows = judged(corpus, "default", AS_IT_IS, {"bad": -truth, "good": truth})
+    assert [row["score"] for row in rows] == ["good", "bad"]
+    assert rows[0]["test"]["f1"] == rows[0]["validation"]["f1"] == rows[0]["test"]["auroc"] == 1
+
+
+def test_the_cases_of_an_experiments_folder_are_judged_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ["headline", "untouched", "unstable"]
+    monkeypatch.setattr(sys, "argv", ["-", str(tmp_path), "--tiny", "--device", "cpu", "--only", *only])
+    assert gpu_experiments.main() == 0
+    corpora = gpu_experiments.tiny_corpora([each for each in plan() if each.name in only])
+    cases = research(tmp_path, corpora)
+    assert [case["order"] for case in cases][:2] == [AS_IT_IS, "reworded windows 0.05"] and len(cases) == 19
+    assert {"gain", "top_1", "max_excess", "fisher mean_token+count_distance"} <= {
+        row["score"] for row in cases[0]["scores"]
+    }
+    write_corpora(corpora, tmp_path / "windows.npz")
+    back = load_corpora(tmp_path / "windows.npz")
+    assert research(tmp_path, back)[0]["scores"] == cases[0]["scores"]
+    assert as_markdown(cases[0], 5).count("\n") == 2 + 2 + 5 + 4
