@@ -1,4 +1,4 @@
-"""Scores of windows from kept surprises: equal to the product's own, without labels, judged by the product's metrics."""
+"""Scores of windows from kept surprises: the product's own, made without labels, judged by the product's metrics."""
 
 import sys
 from pathlib import Path
