@@ -19,6 +19,10 @@ class Percent(float):
     """A share that is read as a percentage."""
 
 
+class Hundredths(float):
+    """A number that is read with two decimals, as the paper prints its own."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table with its title, the columns' names, and a note on how to read it."""
@@ -33,10 +37,10 @@ class Table:
     """What the short names mean, for newcomers."""
 
     def right(self, column: int) -> bool:
-        """Whether a column holds amounts, to be set flush right."""
+        """Whether a column holds amounts, to be set flush right; words in the first one are names, as in 135M."""
         cells = [row[column] for row in self.rows]
         return any(cell is not None for cell in cells) and all(
-            cell is None or isinstance(cell, int | float) or cell[:1].isdigit() for cell in cells
+            cell is None or isinstance(cell, int | float) or (column > 0 and cell[:1].isdigit()) for cell in cells
         )
 
 
@@ -46,6 +50,8 @@ def cell_text(value: Cell) -> str:
         return NONE
     if isinstance(value, Percent):
         return percent(value)
+    if isinstance(value, Hundredths):
+        return f"{value:,.2f}"
     if isinstance(value, float):
         return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else value

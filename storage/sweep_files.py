@@ -1,6 +1,6 @@
 """The files that a sweep leaves: its report, its figures, and the paper's tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +17,7 @@ PAPER_TABLES = {
     "table3": "Table 3 of the paper: time and memory of a window, printed and measured",
     "codecs": "Bytes of a message under each codec, as Flower serializes them",
 }
-"""Views that a sweep's report shows, over all runs of this home, with their titles."""
+"""Views that a sweep's report shows, with their titles."""
 
 
 def write_sweep(record: SweepRecord, paper: Mapping[str, pl.DataFrame], layout: Layout) -> list[Path]:
@@ -35,7 +35,8 @@ def write_sweep(record: SweepRecord, paper: Mapping[str, pl.DataFrame], layout: 
     failed = [f"- {line}" for line in failures(record)]
     made = [markdown_table(table) for table in [*sweep_tables(record, layout), *protocol_tables(cells)]]
     text.write_text("\n".join([f"# {record.command}", "", *failed, *([""] if failed else []), *made]))
-    shown = {PAPER_TABLES[view]: frame for view, frame in paper.items()}
+    runs = [cell.run_id for cell in record.cells if cell.run_id]
+    shown = {PAPER_TABLES[view]: _shown(frame, runs) for view, frame in paper.items()}
     figures = {picture.caption: picture.svg for picture in pictures}
     page.write_text(sweep_report(record, cells, figures, shown, layout))
     tables = []
@@ -44,3 +45,11 @@ def write_sweep(record: SweepRecord, paper: Mapping[str, pl.DataFrame], layout: 
         frame.write_csv(tables[-1])
     drawn = [path for picture in pictures for path in (picture.svg, picture.pdf, picture.png)]
     return [text, page, *tables, *drawn]
+
+
+def _shown(frame: pl.DataFrame, runs: Sequence[str]) -> pl.DataFrame:
+    """A view as the report shows it: of Table 3 only this sweep's runs, and what was measured apart from runs."""
+    known = frame.drop("source", "f1_label_free", "auroc", strict=False)
+    if "measured_on" not in known.columns:
+        return known
+    return known.filter(pl.col("run_id").is_null() | pl.col("run_id").is_in(runs))

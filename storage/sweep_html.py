@@ -11,7 +11,7 @@ import polars as pl
 from storage.html_page import html_figures, html_page, html_table
 from storage.layout import Layout
 from storage.paper_views import NOT_RUN
-from storage.report_tables import Cell, Table
+from storage.report_tables import Cell, Hundredths, Table
 from storage.summaries import THRESHOLDS
 from storage.sweep_results import CellResult
 from storage.sweeps import DONE, SweepRecord, failures, mean_words, sweep_tables
@@ -79,12 +79,15 @@ def _model_table(cells: Sequence[CellResult]) -> Table:
         groups.setdefault((cell.panel, cell.variant), []).extend([cell.summary.findings] if cell.summary else [])
     rows: list[list[Cell]] = []
     for (panel, variant), found in groups.items():
+        if not found:
+            rows.append([panel, variant, NOT_RUN, *[None] * (3 + len(THRESHOLDS))])
+            continue
         for population, words in _POPULATIONS.items():
             parts = [one if population == "all" else one["populations"][population] for one in found]
             parts = [part for part in parts if part["windows"]]
             f1 = [_mean([(part[kind] or {}).get("f1") for part in parts]) for kind in THRESHOLDS]
             ranks = [_mean([part[name] for part in parts]) for name in ("auroc", "average_precision")]
-            rows.append([panel, variant, words, str(len(parts)) if parts else NOT_RUN, *f1, *ranks])
+            rows.append([panel, variant, words, len(parts), *f1, *ranks])
     kinds = [f"{kind.replace('_', '-')} F1" for kind in THRESHOLDS]
     columns = ["model", "tuning", "windows", "seeds", *kinds, "AUROC", "average precision"]
     note = (
@@ -120,15 +123,27 @@ def _mean(values: Sequence[float | None]) -> str | None:
 
 
 def frame_table(title: str, frame: pl.DataFrame) -> Table:
-    """An answer of a query as a table of a report."""
-    rows: list[list[Cell]] = [[_cell(value) for value in row] for row in frame.rows()]
-    return Table(title, [name.replace("_", " ") for name in frame.columns], rows)
+    """An answer of a query as a table of a report; columns that hold nothing are left out."""
+    shown = frame.select(name for name in frame.columns if frame[name].null_count() < len(frame))
+    rows: list[list[Cell]] = [
+        [_cell(name, value) for name, value in zip(shown.columns, row, strict=True)] for row in shown.rows()
+    ]
+    return Table(title, [_heading(name) for name in shown.columns], rows)
 
 
-def _cell(value: Any) -> Cell:  # noqa: ANN401 (whatever a query answers)
+def _heading(name: str) -> str:
+    """A column's name with its unit as people write it."""
+    for unit, written in {"_mb": "(MB)", "_ms": "(ms)", "_m": "(M)"}.items():
+        name = f"{name.removesuffix(unit)} {written}" if name.endswith(unit) else name
+    return name.replace("_", " ")
+
+
+def _cell(name: str, value: Any) -> Cell:  # noqa: ANN401 (whatever a query answers)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    if isinstance(value, float):
+        return Hundredths(value) if name.endswith(("_mb", "_ms", "_m")) or abs(value) < 100 else round(value)
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _command_table(record: SweepRecord) -> Table:
