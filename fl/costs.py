@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,12 @@ def safetensors_bytes(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str
 
 def message_size(config: Any, tuning: Tuning) -> MessageSize:  # noqa: ANN401 (any transformers configuration)
     """Parameters and bytes of a message for a model's configuration under a tuning, without any weights."""
-    if tuning.kind == "none":
+    return _size_of(adapter_shapes(config, tuning))
+
+
+def _size_of(shapes: Shapes) -> MessageSize:
+    if not shapes:
         return MessageSize(0, 0)
-    shapes = adapter_shapes(config, tuning)
     parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
     return MessageSize(parameters, safetensors_bytes(shapes, {"format": "pt"}))
 
@@ -105,6 +109,12 @@ def adapter_shapes(config: Any, tuning: Tuning) -> Shapes:  # noqa: ANN401
         squares = {name.replace("lora_A", "lora_R"): (tuning.rank, tuning.rank) for name in lora if "lora_A" in name}
         return (lora if tuning.bases == "gradient" else {}) | squares
     return lora
+
+
+@lru_cache(maxsize=64)
+def smollm_shapes(size: str, tuning: Tuning) -> Shapes:
+    """The same for one of SmolLM's sizes, built once a process: several tables are made of them."""
+    return adapter_shapes(SMOLLM[size].config(), tuning)
 
 
 def full_model_size(folder: str | Path) -> MessageSize:
@@ -147,9 +157,7 @@ def table_2() -> list[dict[str, Any]]:
     """The paper's Table 2: message size (MB) and trained parameters (M) by model and rank, with full fine-tuning."""
     tunings = {f"R={rank}": Tuning(rank=rank) for rank in RANKS} | {FULL: Tuning(kind="full")}
     sizes = {
-        (model, name): message_size(architecture.config(), tuning)
-        for model, architecture in SMOLLM.items()
-        for name, tuning in tunings.items()
+        (model, name): _size_of(smollm_shapes(model, tuning)) for model in SMOLLM for name, tuning in tunings.items()
     }
     return [
         {"model": model, "tuning": name, "megabytes": size.megabytes, "parameters_m": size.parameters / 1e6}

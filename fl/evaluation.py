@@ -11,8 +11,9 @@ from fl.metrics_table import Columns, Row, Rows, Windows, metric_rows
 from fl.rule_comparison import RuleJudge, against_rules
 from fl.score_choice import DEFAULT_SCORE, choose_score
 from fl.scoring import anomaly_score
-from fl.thresholds import THRESHOLDS, Floats, calibration_note
+from fl.thresholds import THRESHOLDS, Flags, Floats, calibration_note
 
+TUNED, UNTOUCHED = "tuned model", "untouched model"
 _FEW_ANOMALIES = 30
 
 
@@ -30,6 +31,8 @@ class Evaluation:
     """The chosen score of every window in the reported round; NaN where its sequence was not scored."""
     untouched_scores: Floats | None
     """The same of the untouched model, where round 0 was scored."""
+    flagged: dict[str, Flags]
+    """By detector (the models with their label-free thresholds, the simple rules): which windows it flags."""
 
 
 def evaluate(
@@ -73,6 +76,7 @@ def evaluate(
         },
         "without_labels": {"score": DEFAULT_SCORE, **_label_free(metrics, reported, DEFAULT_SCORE)},
         "rules": [row for row in rules if row["population"] == "all"],
+        "rules_by_population": rules,
         "rules_with_few_windows": judge.with_few_windows(trained_windows, seed),
         "rounds": _rounds(windows, rounds, metrics, name, chosen_k),
         "paper": _paper(metrics),
@@ -81,7 +85,19 @@ def evaluate(
     findings |= against_rules(windows, scores, flags, findings, seed)
     findings["notes"] = _notes(windows, findings)
     untouched = anomaly_score(rounds[0], name, chosen_k)[windows.sequence] if 0 in rounds else None
-    return Evaluation(metrics, rules, findings, scores, untouched)
+    models = {UNTOUCHED: (0, untouched), TUNED if reported else UNTOUCHED: (reported, scores)}
+    flagged = _flagged(findings["rounds"], models) | {f"rule: {rule}": one for rule, one in flags.items()}
+    return Evaluation(metrics, rules, findings, scores, untouched, flagged)
+
+
+def _flagged(rounds: Sequence[Row], models: Mapping[str, tuple[int, Floats | None]]) -> dict[str, Flags]:
+    """What each model flags with the label-free threshold of its round, the tuned one first."""
+    thresholds = {row["round"]: row["label_free"]["threshold"] for row in rounds if row["label_free"]}
+    return {
+        name: scores > thresholds[number]
+        for name, (number, scores) in sorted(models.items(), key=lambda item: -item[1][0])
+        if scores is not None and number in thresholds
+    }
 
 
 def most_anomalous(windows: Windows, scores: Floats, count: int = 3) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fl.codecs import Codec, encoded_bytes
-from fl.costs import SMOLLM, Shapes, adapter_shapes, message_size
+from fl.costs import Shapes, safetensors_bytes, smollm_shapes
 from fl.exchange import UPDATE
 from fl.federation import Federation
 from fl.hyperparameters import Tuning
@@ -80,10 +80,9 @@ def codec_table(
     """A row for each model, tuning and codec: bytes up and down, and how many times full fine-tuning sends."""
     rows = []
     for model in models:
-        config = SMOLLM[model].config()
-        full = message_size(config, Tuning(kind="full")).bytes
+        full = safetensors_bytes(smollm_shapes(model, Tuning(kind="full")), {"format": "pt"})
         for tuning_name, tuning in tunings.items():
-            shapes = adapter_shapes(config, tuning)
+            shapes = smollm_shapes(model, tuning)
             for codec_name, federation in codecs.items():
                 found = round_bytes(shapes, tuning, federation, full)
                 rows.append(

@@ -11,22 +11,23 @@ from typing import Any, Protocol
 from prefect import flow
 
 from fl.devices import gpus
+from flows.computed_views import COMPUTED
 from flows.config import RunConfig
 from flows.experiment import experiment
 from flows.grids import Cell, cells_of, read_grid
 from flows.prepare import prepare_data
+from storage.layout import current
 from storage.paper_views import tuning_label
-from storage.report_tables import markdown_table
+from storage.rounds import query
 from storage.runs import now
+from storage.sweep_files import PAPER_TABLES, write_sweep
 from storage.sweep_tracking import track_sweep
 from storage.sweeps import (
     CellRecord,
     SweepRecord,
     failures,
     record_sweep,
-    sweep_folder,
     sweep_id_of,
-    sweep_tables,
 )
 from tasks.progress import StageEvent, listening
 
@@ -222,13 +223,11 @@ def _run_at_once(board: _Board, work: Sequence[tuple[int, Cell]], devices: Seque
 
 
 def _tell(record: SweepRecord) -> None:
-    """The sweep's tables as a file and an artifact, and its runs under one parent in MLflow."""
+    """The sweep's report as files and an artifact, and its runs under one parent in MLflow."""
     from prefect.artifacts import create_markdown_artifact
 
-    failed = [f"- {line}" for line in failures(record)]
-    tables = [markdown_table(table) for table in sweep_tables(record)]
-    text = "\n".join([f"# {record.command}", "", *failed, *([""] if failed else []), *tables])
-    path = sweep_folder(record.sweep_id) / "sweep.md"
-    path.write_text(text)
+    paper = {view: query(f"SELECT * FROM {view}", current(), COMPUTED) for view in PAPER_TABLES}
+    files = write_sweep(record, paper, current())
+    text = files[0].read_text()
     create_markdown_artifact(text, key="sweep", description=f"Sweep {record.sweep_id}")
-    track_sweep(record, [path])
+    track_sweep(record, files, paper)

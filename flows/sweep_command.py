@@ -102,6 +102,6 @@ def show_sweep(record: "SweepRecord") -> None:
     from storage.sweeps import failures, sweep_folder, sweep_tables
 
     show_tables(sweep_tables(record))
-    print(f"The tables as Markdown: {sweep_folder(record.sweep_id) / 'sweep.md'}")
+    print(f"The whole report, figures inside: {sweep_folder(record.sweep_id) / 'sweep.html'}")
     for line in failures(record):
         print(f"atalaia: {line}", file=sys.stderr)

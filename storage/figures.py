@@ -11,7 +11,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from storage.pictures import ANOMALOUS, MODEL, NORMAL, RULE, SEQUENCE, Picture, marker, picture, save
+from storage.pictures import ANOMALOUS, MODEL, NORMAL, RULE, SEQUENCE, Picture, log_axis, marker, picture, save
 
 SURPRISE_COLOURS = {
     "max_token": "#cc3311",
@@ -201,3 +201,51 @@ def precision_recall(
         axes.set_title("Precision and recall, all test windows")
         figure.legend(loc="outside right upper")
         return save(figure, path, "Precision and recall beside the simple rules")
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One detector at its threshold, or a simple rule: what it flags."""
+
+    false_alarm_rate: float
+    recall: float
+
+
+def false_alarms(
+    labels: Sequence[int], scores: Sequence[float], model: str, detectors: Mapping[str, Alarm], path: Path
+) -> Picture:
+    """Recall on all labelled test windows against the false-alarm rate: the model at every threshold, others at theirs.
+
+    `detectors` are the model at its label-free threshold, other models and the simple rules.
+    """
+    rates, recalls = recall_by_rate(labels, scores)
+    left = 100 * rates[0]
+    with picture(8.4, 4.6) as (figure, (axes,)):
+        axes.step([100 * rate for rate in rates], recalls, where="post", color=MODEL, label=f"{model}, any threshold")
+        for (name, alarm), shape in zip(detectors.items(), "os^v<>DPX*phd", strict=False):
+            colour = ANOMALOUS if name.startswith("rule") else MODEL if shape in "os" else RULE
+            where = max(left, 100 * alarm.false_alarm_rate)
+            axes.plot(where, alarm.recall, shape, color=colour, markersize=7, label=name)
+        log_axis(axes, "{:g} %")
+        axes.set(xlabel="normal test windows flagged (leftmost: none)", ylabel="share of anomalies found")
+        axes.set(ylim=(-0.02, 1.03), title="Detection against false alarms, all test windows")
+        figure.legend(loc="outside right upper")
+        return save(figure, path, "Detection at natural prevalence against the false-alarm rate")
+
+
+def recall_by_rate(labels: Sequence[int], scores: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Recall at each false-alarm rate that a threshold can have, from the strictest to 1.
+
+    The lowest rate, no false alarm at all, is drawn at half a window's share, since a logarithmic axis has no zero.
+    """
+    table = pl.DataFrame({"label": labels, "score": scores})
+    normal = int((table["label"] == 0).sum())
+    anomalous = len(table) - normal
+    steps = table.group_by("score").agg(pl.len(), found=(pl.col("label") == 1).sum()).sort("score", descending=True)
+    alarms = (steps["len"] - steps["found"]).cum_sum().to_list()
+    found = steps["found"].cum_sum().to_list()
+    best: dict[int, int] = {0: 0}
+    for wrong, right in zip(alarms, found, strict=True):
+        best[wrong] = right
+    rates = [(wrong or 0.5) / max(1, normal) for wrong in best]
+    return rates, [right / max(1, anomalous) for right in best.values()]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from storage.report_tables import Cell, Table, cell_text
 
+_SHORT = 24
+"""Characters of a cell that is not broken over lines."""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -21,7 +23,7 @@ _PAGE = """<!doctype html>
   :root { --ink: #dde4ea; --paper: #14191f; --faint: #9fadba; --line: #35404b; --accent: #6fb0ec; --mild: #1c2936;
     --code: #1d242b; }
 }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 76rem;
   margin: 0 auto; padding: 1.5rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
@@ -37,6 +39,7 @@ th button { font: inherit; font-weight: 600; color: inherit; background: none; b
 th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.whole { white-space: nowrap; }
 .note { color: var(--faint); font-size: .88rem; max-width: 60rem; }
 pre { background: var(--code); padding: .8rem; overflow-x: auto; }
 th.number button { text-align: right; }
@@ -101,7 +104,9 @@ def html_table(table: Table, heading: str = "h2") -> str:
 
 def _html_cell(cell: Cell, side: str) -> str:
     value = f' data-value="{float(cell)}"' if isinstance(cell, int | float) else ""
-    return f"<td{side}{value}>{html.escape(cell_text(cell))}</td>"
+    text = cell_text(cell)
+    whole = ' class="whole"' if not side and len(text) <= _SHORT else ""
+    return f"<td{side}{whole}{value}>{html.escape(text)}</td>"
 
 
 def html_figures(figures: Mapping[str, Path]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 NORMAL, ANOMALOUS, MODEL, RULE = "#4477aa", "#cc3311", "#1f5f9e", "#777777"
 SEQUENCE = ("#b5d4ea", "#6aaed6", "#2e7ebc", "#08468b")
@@ -62,3 +63,13 @@ def save(figure: Figure, path: Path, caption: str) -> Picture:
 def marker(points: int) -> str:
     """Markers where there are few points, a bare line where they would touch."""
     return "o" if points <= 25 else ""
+
+
+def log_axis(axes: Axes, words: str = "{:,g}") -> None:
+    """A logarithmic axis along the bottom with plain numbers, some within a decade too."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    few = high / low < 300
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.format(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())

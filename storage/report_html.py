@@ -7,7 +7,8 @@ from pathlib import Path
 
 from storage.continuations import continuation_note, messages_of
 from storage.html_page import html_figures, html_page, html_table
-from storage.report_tables import Cell, Table, tables
+from storage.report_contents import tables
+from storage.report_tables import Cell, Table
 from storage.report_words import alert_title, alerts_note, fact_lines, machine_table, title, token_words
 from storage.summaries import Alert, Summary, SurprisingMessage
 from storage.verdicts import verdicts

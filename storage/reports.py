@@ -8,8 +8,9 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from storage.report_contents import tables
 from storage.report_html import html_report
-from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table, tables
+from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table
 from storage.report_words import alert_title, alerts_note, excess_words, fact_lines, machine_table, title, token_words
 from storage.summaries import Alert, Summary, SurprisingMessage, save_summary
 from storage.verdicts import verdicts

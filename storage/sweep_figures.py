@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from storage.pictures import ANOMALOUS, RULE, SEQUENCE, Picture, marker, picture, save
+from storage.figures import recall_by_rate
+from storage.pictures import ANOMALOUS, RULE, SEQUENCE, Picture, log_axis, marker, picture, save
 from storage.sweep_results import CellResult, grouped
 
 NOT_RUN = "not run"
@@ -92,16 +93,6 @@ def _legend(figure: Figure, panels: Sequence[Axes], note: str = "") -> None:
         figure.legend([found[label] for label in labels], labels, loc="outside lower center", ncols=columns)
     if note:
         figure.suptitle(note, fontsize=9, color=RULE, x=0.01, ha="left")
-
-
-def _log_axis(axes: Axes, words: str = "{:,g}") -> None:
-    """A logarithmic axis along the bottom with plain numbers, some within a decade too."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    few = high / low < 300
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.format(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _mean_line(axes: Axes, tables: Sequence[pl.DataFrame], column: str, name: str, colour: str) -> None:
@@ -220,7 +211,7 @@ def _point(axes: Axes, cost: float, quality: float, name: str, colour: str) -> N
     """One cell at its cost, on a logarithmic axis; what costs nothing is a line across."""
     if cost > 0:
         axes.plot(cost, quality, "o", color=colour, markersize=7, markeredgecolor="white", label=name)
-        _log_axis(axes)
+        log_axis(axes)
     else:
         axes.axhline(quality, color=colour, linewidth=1, linestyle="--", label=name)
 
@@ -259,7 +250,7 @@ def _cost_points(panels: Sequence[Axes], cell: CellResult, label: str, colour: s
             continue
         style: Any = {"fmt": shape, "color": colour, "markersize": 7, "markeredgecolor": "white", "elinewidth": 0.8}
         axes.errorbar(amount, f1, yerr=whisker, label=label, **style)
-        _log_axis(axes)
+        log_axis(axes)
 
 
 def false_alarms(cells: Sequence[CellResult], path: Path) -> Picture:
@@ -269,29 +260,11 @@ def false_alarms(cells: Sequence[CellResult], path: Path) -> Picture:
         if (done := _done(members)) and len(table := done[0].test_scores):
             rates, recalls = recall_by_rate(table["label"].to_list(), table["score"].to_list())
             axes.step([100 * rate for rate in rates], recalls, where="post", color=colour, label=name)
-            _log_axis(axes, "{:g} %")
+            log_axis(axes, "{:g} %")
         axes.set(xlabel="normal windows flagged", ylabel="share of anomalies found", ylim=(-0.02, 1.03))
 
     note = "Where a line begins no normal window is flagged."
     return _panels(cells, path, "Detection against false alarms at natural prevalence, first seed", draw, note=note)
-
-
-def recall_by_rate(labels: Sequence[int], scores: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Recall at each false-alarm rate that a threshold can have, from the strictest to 1.
-
-    The lowest rate, no false alarm at all, is drawn at half a window's share, since a logarithmic axis has no zero.
-    """
-    table = pl.DataFrame({"label": labels, "score": scores})
-    normal = int((table["label"] == 0).sum())
-    anomalous = len(table) - normal
-    steps = table.group_by("score").agg(pl.len(), found=(pl.col("label") == 1).sum()).sort("score", descending=True)
-    alarms = (steps["len"] - steps["found"]).cum_sum().to_list()
-    found = steps["found"].cum_sum().to_list()
-    best: dict[int, int] = {0: 0}
-    for wrong, right in zip(alarms, found, strict=True):
-        best[wrong] = right
-    rates = [(wrong or 0.5) / max(1, normal) for wrong in best]
-    return rates, [right / max(1, anomalous) for right in best.values()]
 
 
 DRAWN: Mapping[str, Callable[[Sequence[CellResult], Path], Picture]] = {

@@ -1,19 +1,27 @@
 """Sweeps in MLflow: one parent run a sweep, with the run of each cell beneath it."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from storage.layout import Layout, current
-from storage.sweeps import DONE, QUALITY, SweepRecord, cell_rows
+from storage.sweeps import DONE, QUALITY, CellRecord, SweepRecord, cell_rows
 from storage.tracking import EXPERIMENT, log_run, told_as_tracking_error, tracking_client
 
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow shows a run beneath another."""
 
 
-def track_sweep(record: SweepRecord, files: Sequence[Path], layout: Layout | None = None) -> str:
+def track_sweep(
+    record: SweepRecord, files: Sequence[Path], paper: Mapping[str, pl.DataFrame], layout: Layout | None = None
+) -> str:
     """Track a sweep as the parent of its cells' runs and return MLflow's id of it; a former parent of it is deleted.
+
+    Cells that failed have a run of their own beneath it that has failed too. `paper` holds the answers of the views
+    table2 and table3, whose numbers become metrics.
 
     Raises TrackingError where the store cannot be reached or refuses.
     """
@@ -21,6 +29,7 @@ def track_sweep(record: SweepRecord, files: Sequence[Path], layout: Layout | Non
     best = {f"best_{name}": max((row[name] for row in rows if row[name] is not None), default=None) for name in QUALITY}
     metrics = {name: float(value) for name, value in best.items() if value is not None}
     metrics |= {f"cells_{status}": float(count) for status, count in record.counts().items()}
+    metrics |= paper_metrics(paper)
     parameters = {"grid": record.grid, "command": record.command, "cells": len(record.cells)}
     tags = {"sweep_id": record.sweep_id, "status": record.status}
     with told_as_tracking_error(layout):
@@ -33,7 +42,47 @@ def track_sweep(record: SweepRecord, files: Sequence[Path], layout: Layout | Non
             for run in _found(client, f"tags.run_id = '{row['run_id']}'")[:1]:
                 client.set_tag(run.info.run_id, PARENT, parent)
                 client.set_tag(run.info.run_id, "cell", row["name"])
+        for cell in record.cells:
+            if cell.status == "failed":
+                _track_failure(client, cell, parent, record.sweep_id)
     return parent
+
+
+def _track_failure(client: Any, cell: CellRecord, parent: str, sweep_id: str) -> None:  # noqa: ANN401
+    """A failed run beneath the sweep's, with the reason; that of an earlier attempt is deleted."""
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    for former in _found(client, f"tags.failed_in = '{sweep_id}' and tags.command = '{_escaped(cell.command)}'"):
+        client.delete_run(former.info.run_id)
+    tags = {PARENT: parent, "cell": cell.name, "failed_in": sweep_id, "command": cell.command}
+    run = client.create_run(experiment, run_name=cell.name, tags=tags | {"reason": cell.reason or "not told"})
+    client.set_terminated(run.info.run_id, status="FAILED")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def paper_metrics(paper: Mapping[str, pl.DataFrame]) -> dict[str, float]:
+    """The numbers of Tables 2 and 3 under names such as table2/135M/R_8/sent_up and table3/1.7B/scored_alone/..."""
+    places = {"table2": ("size", "tuning"), "table3": ("size", "way")}
+    found: dict[str, float] = {}
+    for view, keys in places.items():
+        for row in paper.get(view, pl.DataFrame()).to_dicts():
+            if any(row[key] is None for key in keys):
+                continue
+            place = "/".join(_name(str(row[key])) for key in keys)
+            # Several runs may have measured the same: the newest stands, as it comes last.
+            found |= {
+                f"{view}/{place}/{name}": float(value)
+                for name, value in row.items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+    return found
+
+
+def _name(text: str) -> str:
+    """A part of a metric's name in the letters that MLflow takes."""
+    return re.sub(r"[^\w.-]", "_", text)
 
 
 def _found(client: Any, condition: str) -> list[Any]:  # noqa: ANN401 (MLflow's client and runs)

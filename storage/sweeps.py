@@ -187,7 +187,7 @@ def _cell_table(record: SweepRecord, rows: Sequence[dict[str, Any]]) -> Table:
         "Message: bytes that a client sends up in a round; below full: how many times less than full fine-tuning's "
         "file would be."
     )
-    return Table(f"Sweep {record.sweep_id}", columns, cells, note)
+    return Table(f"Cells of {record.sweep_id}", columns, cells, note)
 
 
 _COSTS = ("trained", "message", "below full", "training", "scoring")

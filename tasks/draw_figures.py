@@ -13,7 +13,7 @@ from storage.summaries import THRESHOLDS, score_name
 from tasks.stage_task import stage
 
 if TYPE_CHECKING:
-    from storage.figures import Point
+    from storage.figures import Alarm, Point
     from storage.pictures import Picture
 
 
@@ -55,7 +55,7 @@ def _of_rounds(folder: Path, trained: Stage, evaluated: Stage, findings: dict[st
 
 
 def _of_scores(folder: Path, evaluated: Stage, findings: dict[str, Any]) -> list["Picture"]:
-    from storage.figures import Curve, precision_recall, score_histograms
+    from storage.figures import Curve, false_alarms, precision_recall, score_histograms
 
     test = pl.read_parquet(evaluated.file("window_scores.parquet")).filter(pl.col("split") == "test")
     scores, labels = test["score"].to_numpy(), test["label"].fill_null(-1).to_numpy()
@@ -72,7 +72,27 @@ def _of_scores(folder: Path, evaluated: Stage, findings: dict[str, Any]) -> list
     model = "tuned model" if findings["round"] > 0 else "untouched model"
     curves = {model: Curve(recall.tolist(), precision.tolist())}
     path = folder / "precision_recall"
-    return [*pictures, precision_recall(curves, points, rules, findings["prevalence"], path)]
+    pictures.append(precision_recall(curves, points, rules, findings["prevalence"], path))
+    alarms, known_scores = _alarms(model, findings), scores[known].tolist()
+    return [*pictures, false_alarms(labels[known].tolist(), known_scores, model, alarms, folder / "false_alarms")]
+
+
+def _alarms(model: str, findings: dict[str, Any]) -> dict[str, "Alarm"]:
+    """Every detector without labels; those that cannot be told are left out."""
+    from storage.figures import Alarm
+
+    found = {f"{model}, label-free": findings["label_free"]}
+    if findings["round"] > 0:
+        untouched = next((row["label_free"] for row in findings["rounds"] if row["round"] == 0), None)
+        found["untouched model, label-free"] = untouched
+    found |= {f"rule: {row['rule']}": row for row in findings["rules"]}
+    found |= {one["title"]: one["populations"]["all"]["label_free"] for one in findings["baselines"] if one["main"]}
+    told = ("false_alarm_rate", "recall")
+    return {
+        name: Alarm(row["false_alarm_rate"], row["recall"])
+        for name, row in found.items()
+        if row and all(row[rate] is not None for rate in told)
+    }
 
 
 def _point(row: dict[str, Any]) -> "Point":

@@ -10,7 +10,8 @@ from typing import Any
 
 from storage.continuations import Continuation
 from storage.layout import current
-from storage.report_tables import markdown_table, tables
+from storage.report_contents import tables
+from storage.report_tables import markdown_table
 from storage.reports import markdown_alerts, markdown_report, write_report
 from storage.stages import NewStage, Stage
 from storage.summaries import Alert, DataFacts, RunFacts, Summary, TrainingFacts, load_summary

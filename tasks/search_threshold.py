@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from storage.adapters import committed_rounds
+from storage.misses import with_messages
 from storage.stages import NewStage, Stage
 from tasks.stage_task import stage
 
@@ -38,6 +39,7 @@ def search_threshold(
     """
     from fl.evaluation import evaluate
     from fl.metrics_table import METRIC_TYPES
+    from fl.misses import misses
     from fl.rule_comparison import RULE_TYPES
 
     table = windows_table(tokenized, split)
@@ -50,22 +52,36 @@ def search_threshold(
     kept = ["window_id", "sequence_hash", "split", "label", "kind"]
     scores = pl.Series("score", found.window_scores, nan_to_null=True)
     table.select(kept).with_columns(scores).write_parquet(new.path / "window_scores.parquet")
-    learned = _judge_baselines(new.path, baselines, windows, false_alarm_rate, seed) if baselines else []
-    (new.path / "findings.json").write_text(json.dumps(found.findings | {"baselines": learned}, indent=1))
+    judged = _judge_baselines(new.path, baselines, windows, false_alarm_rate, seed) if baselines else ([], {})
+    learned, flagged = judged
+    missed = misses(windows, found.flagged | flagged)
+    missed["sequences"] = with_messages(missed["sequences"], table, pl.read_parquet(tokenized.file("messages.parquet")))
+    told = found.findings | {"baselines": learned, "missed": missed}
+    (new.path / "findings.json").write_text(json.dumps(told, indent=1))
     new.counts |= _counts(found.findings)
 
 
 def _judge_baselines(
     folder: Path, baselines: Stage, windows: "Windows", false_alarm_rate: float, seed: int
-) -> list[dict[str, Any]]:
-    """Judge the learned baselines by the labels there are: `baselines.parquet`, and what the report tells of them."""
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Judge the learned baselines by the labels there are: `baselines.parquet`, and what the report tells of them.
+
+    Also what each flags with its label-free threshold.
+    """
     from fl.baseline_comparison import BASELINE_TYPES, baseline_findings, baseline_rows
 
     trained = json.loads(baselines.file("baselines.json").read_text())
     table = pl.read_parquet(baselines.file("window_scores.parquet")).sort("window_id").drop("window_id")
     rows = baseline_rows(windows, {name: table[name].to_numpy() for name in table.columns}, false_alarm_rate, seed)
     pl.DataFrame(rows, schema=BASELINE_TYPES).write_parquet(folder / "baselines.parquet")
-    return baseline_findings(rows, trained)
+    findings = baseline_findings(rows, trained)
+    thresholds = {
+        (one["title"], f"{one['method']}.{one['score']}"): one["populations"]["all"]["label_free"]
+        for one in findings
+        if one["main"]
+    }
+    flagged = {title: table[name].to_numpy() > free["threshold"] for (title, name), free in thresholds.items() if free}
+    return findings, flagged
 
 
 def trained_windows(run_folder: Path, batch_size: int) -> int:

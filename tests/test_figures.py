@@ -11,7 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from storage import figures
-from storage.figures import Curve, Point
+from storage.figures import Alarm, Curve, Point
 from storage.pictures import Picture
 
 GENERATOR = np.random.default_rng(0)
@@ -41,6 +41,9 @@ DRAWN: dict[str, Callable[[Path], Picture]] = {
         0.03,
         path,
     ),
+    "alarms": lambda path: figures.false_alarms(
+        LABELS.tolist(), SCORES.tolist(), "tuned model", {"rule: unseen sequence": Alarm(0.0, 0.2)}, path
+    ),
 }
 
 
@@ -58,6 +61,18 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     assert first.svg.read_bytes() == second.svg.read_bytes()
     assert first.png.read_bytes() == second.png.read_bytes()
     assert first.pdf.read_bytes() == second.pdf.read_bytes()
+
+
+def test_recall_at_a_false_alarm_rate_is_the_best_of_the_thresholds_that_keep_it() -> None:
+    rates, recalls = figures.recall_by_rate(LABELS.tolist(), SCORES.tolist())
+    normal, anomalous = SCORES[LABELS == 0], SCORES[LABELS == 1]
+    assert rates[0] == 0.5 / len(normal)
+    assert recalls[0] == (anomalous > normal.max()).mean()
+    for rate, recall in zip(rates[1:], recalls[1:], strict=True):
+        kept = [t for t in SCORES if (normal >= t).sum() <= round(rate * len(normal))]
+        assert recall == pytest.approx(max((anomalous >= t).mean() for t in kept))
+    # Equal scores cannot be told apart by any threshold.
+    assert figures.recall_by_rate([1, 0, 0], [2.0, 2.0, 1.0]) == ([0.25, 0.5, 1.0], [0.0, 1.0, 1.0])
 
 
 def test_no_window_is_left_out_of_a_histogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

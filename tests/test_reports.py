@@ -13,7 +13,8 @@ from fl.evaluation import evaluate
 from fl.metrics_table import Windows
 from storage import figures
 from storage.errors import FormatError
-from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table, tables
+from storage.report_contents import tables
+from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table
 from storage.reports import html_report, markdown_report, terminal_text, title, write_report
 from storage.summaries import (
     Alert,
