@@ -135,7 +135,7 @@ def test_a_schedule_fires_and_a_rerun_reuses_every_stage(platform: Platform, tin
     platform.completed(run["id"], run_count=2)
     tasks = post(platform.prefect, "task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "limit": 200})
     stages = [task for task in tasks if task["flow_run_run_count"] == 2]
-    assert {task["name"].rpartition("-")[0] for task in stages} >= {"download", "train", "score", "report", "register"}
+    assert {task["name"] for task in stages} >= {"download", "train", "score", "report", "register"}
     assert {task["state_name"] for task in stages} == {"Cached"}
 
 
@@ -151,6 +151,7 @@ def test_a_run_whose_worker_died_ends_as_crashed_and_goes_on_after_its_last_roun
 
     first = len(rounds())
     eventually(_PATIENCE, lambda: len(rounds()) >= first + 4, "some rounds are committed")
+    restarts = platform.service("worker-cpu")["restarts"]
     # As when the machine dies: nobody is left to say what happened.
     for process in [*platform.processes("worker start"), *platform.processes("prefect.engine")]:
         process.kill()
@@ -159,7 +160,7 @@ def test_a_run_whose_worker_died_ends_as_crashed_and_goes_on_after_its_last_roun
     assert len(kept) >= first + 4
     run = platform.completed(run_id, run_count=2)
     assert run["run_count"] == 2
-    assert platform.service("worker-cpu")["restarts"] == 1
+    assert platform.service("worker-cpu")["restarts"] == restarts + 1
     assert {path: path.stat().st_mtime_ns for path in rounds() if path in kept} == kept
     assert len(rounds()) == first + 31
 
