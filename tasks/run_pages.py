@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from storage.report_tables import Table, cell_text, detection_table
+from storage.report_tables import Cell, Table, cell_text, detection_table, markdown_table
 from storage.report_words import fact_lines
 from storage.reports import markdown_alerts, markdown_report
 from storage.stages import Stage
@@ -50,15 +50,17 @@ def _artifacts(summary: Summary, figures: Stage) -> Iterator[tuple[str, str, str
     yield "report", "markdown", "The whole report, with all its tables", markdown_report(summary)
     yield "figures", "markdown", "Losses, F1 by round, scores and thresholds", _pictures(figures)
     detection = detection_table(summary)
-    yield "detection", "table", detection.title, json.dumps(_records(detection))
-    run = [{"what": name, "value": text} for name, text in [("Run", summary.run.run_id), *fact_lines(summary)]]
-    yield "run", "table", "What was read, trained and sent", json.dumps(run)
+    yield "detection", "table", f"{detection.title}. {detection.legend}", json.dumps(_records(detection))
+    facts: list[list[Cell]] = [["Run", summary.run.run_id], ["Command", summary.run.command]]
+    run = Table(summary.run.run_id, ["what", "value"], facts + [list(line) for line in fact_lines(summary)])
+    yield "run", "markdown", "What was read, trained and sent", markdown_table(run)
     if alerts := markdown_alerts(summary):
         yield "alerts", "markdown", "The most anomalous windows, and what gave them away", alerts
 
 
 def _records(table: Table) -> list[dict[str, Any]]:
-    return [dict(zip(table.columns, map(cell_text, row), strict=True)) for row in table.rows]
+    names = table.short or table.columns
+    return [dict(zip(names, map(cell_text, row), strict=True)) for row in table.rows]
 
 
 def _pictures(figures: Stage) -> str:
