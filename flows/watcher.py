@@ -31,16 +31,13 @@ Run = Mapping[str, Any]
 def is_lost(run: Run, last_sign: datetime | None, answering: datetime, now: datetime, patience: timedelta) -> bool:
     """Whether a run's process must be dead: nothing was heard of it for so long, though it would have told.
 
-    Runs of deployments tell by their workers' settings; of any other it is known once it has told anything. Before
-    `answering`, Prefect did not answer, and no run could tell it anything.
+    One that never told anything may be started with settings by which it does not, so it is left alone; a sign is due
+    as soon as it runs. Before `answering`, Prefect did not answer, and no run could tell it anything.
     """
     since = max(answering, datetime.fromisoformat(run["state"]["timestamp"]))
-    deployed = run["deployment_id"] is not None
     if run["state_type"] == "PENDING":
-        return deployed and now - since > _STARTING * patience
-    if last_sign is None and not deployed:
-        return False
-    return now - max(since, last_sign or since) > patience
+        return run["deployment_id"] is not None and now - since > _STARTING * patience
+    return last_sign is not None and now - max(since, last_sign) > patience
 
 
 def goes_on(run: Run, now: datetime) -> bool:

@@ -29,11 +29,9 @@ def _ago(seconds: float) -> datetime:
     [
         (_run(), _ago(181), True),
         (_run(), _ago(179), False),
-        # Its worker died before the first sign of life.
-        (_run(), None, True),
-        (_run(since=179), None, False),
-        # Started by hand with other settings: it never says anything.
-        (_run(deployment_id=None), None, False),
+        (_run(since=179), _ago(500), False),
+        # Started with other settings: it never says anything.
+        (_run(), None, False),
         (_run(deployment_id=None), _ago(181), True),
         # A worker has taken it and died; or is slow to start it.
         (_run("PENDING", since=719), None, False),
@@ -69,7 +67,7 @@ def test_what_is_lost_crashes_and_what_crashed_goes_on(monkeypatch: pytest.Monke
             wanted = body["flow_runs"]["state"]["type"]["any_"]
             silent = _run(id="silent", deployment_id="d")
             return [run for run in (silent, _run("CRASHED", id="crashed", since=-1e9)) if run["state_type"] in wanted]
-        return {"events": []}
+        return {"events": [{"received": (NOW - timedelta(days=1)).isoformat()}]}
 
     monkeypatch.setattr(watcher, "ask", answer)
     assert len(look("http://prefect", LONG_AGO, PATIENCE)) == 2
