@@ -84,14 +84,16 @@ class Browser:
 
     def fill(self, value: str, *field: str) -> None:
         """Type a value into a field of a form of Prefect's, named by its part and its label."""
-        path = "//main"
-        for name in field:
-            label = f"//label[normalize-space(text())='{name}' or normalize-space(text())='{name} (Optional)']"
-            path += f"{label}/ancestor::div[contains(@class, 'group')][1]"
-        self.click(f"{path}//*[self::input or self::textarea]")
-        entry = self.elements(f"{path}//*[self::input or self::textarea]")[0]
+        path = f"{_form_field(field)}//*[self::input or self::textarea]"
+        self.click(path)
+        entry = self.elements(path)[0]
         entry.clear()
         entry.send_keys(value)
+
+    def show(self, *field: str) -> None:
+        """Bring a field of a form into the middle of the window."""
+        [found] = self.elements(_form_field(field))
+        self._driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
 
     def complaint(self) -> str:
         """What the browser says of the field that is wrong, such as a value out of its bounds."""
@@ -110,6 +112,15 @@ class Browser:
         picture = Image.open(BytesIO(self._driver.get_screenshot_as_png())).convert("RGB")
         picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
         return path
+
+
+def _form_field(names: tuple[str, ...]) -> str:
+    """The XPath of a field of a form of Prefect's, by its part and its label."""
+    path = "//main"
+    for name in names:
+        label = f"//label[normalize-space(text())='{name}' or normalize-space(text())='{name} (Optional)']"
+        path += f"{label}/ancestor::div[contains(@class, 'group')][1]"
+    return path
 
 
 @contextmanager

@@ -53,6 +53,7 @@ def started(platform: Platform, browser: Browser, tiny_model: Path) -> str:
     browser.open(f"{platform.prefect}/v2/deployments", "nightly-retrain", "weekly-sweep")
     browser.picture("deployments")
     browser.open(f"{platform.prefect}/v2/deployments/deployment/{deployment['id']}/run", "Preset (Optional)", "demo")
+    browser.picture("form")
     browser.fill(str(tiny_model), "Model", "Name")
     browser.fill(str(BLOCKS), "Dataset", "Blocks")
     browser.fill(str(ROUNDS), "Federation", "Rounds")
@@ -60,7 +61,8 @@ def started(platform: Platform, browser: Browser, tiny_model: Path) -> str:
     browser.fill("2", "Federation", "Fraction")
     browser.press("Submit")
     assert "1" in browser.wait(browser.complaint, "a complaint about the fraction")
-    browser.picture("form")
+    browser.show("Federation", "Fraction")
+    browser.picture("form-refused")
     assert _runs(platform) == []
     browser.fill("0.5", "Federation", "Fraction")
     browser.press("Submit")
