@@ -67,7 +67,7 @@ def eventually(seconds: float, found: Callable[[], Any], what: str) -> Any:  # n
     raise AssertionError(f"not within {seconds:.0f} seconds: {what}")
 
 
-PATIENCE = 600.0
+PATIENCE = 1500.0
 """Seconds for what takes one minute where nothing else is going on."""
 
 

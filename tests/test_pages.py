@@ -13,7 +13,7 @@ import pytest
 from browser import Browser, chromium
 from platforms import PATIENCE, Platform, eventually, get, post, running_platform
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(4000)]
 
 ROUNDS, BLOCKS = 5, 300
 

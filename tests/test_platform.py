@@ -14,7 +14,7 @@ from platforms import PATIENCE, Platform, atalaia, eventually, post, running_pla
 
 from flows.processes import belonging
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(4000)]
 
 
 @pytest.fixture(scope="module")
