@@ -15,7 +15,7 @@ from platforms import PATIENCE, Platform, eventually, get, post, running_platfor
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(4000)]
 
-ROUNDS, BLOCKS = 5, 300
+ROUNDS, BLOCKS = 8, 300
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,13 @@ def test_the_form_sends_what_was_filled_in_and_leaves_the_rest_to_the_preset(
 
 
 def test_its_progress_is_watched_while_it_trains(platform: Platform, browser: Browser, started: str) -> None:
-    bar = eventually(PATIENCE, lambda: _artifacts(platform, started).get("progress-train"), "training has a bar")
-    browser.open(f"{platform.prefect}/v2/artifacts/artifact/{bar['id']}", "progress-train", "Progress", "train: ")
+
+    def moving() -> dict[str, Any] | None:
+        bar = _artifacts(platform, started).get("progress-train")
+        return bar if bar and "loss" in bar["description"] else None
+
+    bar = eventually(PATIENCE, moving, "the first round is done")
+    browser.open(f"{platform.prefect}/v2/artifacts/artifact/{bar['id']}", "progress-train", "Progress", "loss")
     seen = browser.text
     browser.picture("progress")
     browser.open(f"{platform.prefect}/v2/runs/flow-run/{started}", "Running", "Task Runs")
