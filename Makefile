@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test test-long lint bench deploy mlflow-server clean
+.PHONY: setup demo test test-long lint bench reference deploy mlflow-server clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ lint: setup
 # taken, without a checkout of GabrielTalasso/FL-LLM-AD what compares with it is skipped.
 bench: setup
 	$(BIN)/python -m benchmarks $(ARCHIVE) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(QUICK),--quick)
+
+# docs/configuration.md, from the models.
+reference: setup
+	$(BIN)/python -m flows.reference
 
 # To the Prefect server that PREFECT_API_URL names; `atalaia up` does it for its own.
 deploy: setup

@@ -4,7 +4,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from fl.event_settings import EventBaselines
 from fl.federation import Federation, check_downlink
@@ -131,6 +132,22 @@ class RunConfig(BaseModel):
         check_downlink(self.tuning, self.federation)
         return self
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler, /) -> dict[str, Any]:
+        """The schema of what may be given, with no default but the preset's name.
+
+        A form sends the defaults it shows along with what a person fills in, and so over what the preset says.
+        """
+        found = handler(core)
+        own = handler.resolve_ref_schema(found)
+        if handler.mode == "validation":
+            _forget_defaults(own["properties"], handler)
+            own["properties"]["preset"]["default"] = cls.model_fields["preset"].default
+        for name, field in own["properties"].items():
+            # Else a form is headed by the names of classes.
+            field["title"] = name.capitalize()
+        return found
+
     def derived(self) -> dict[str, str]:
         """Values that follow from others, each with its reason."""
         drawn = self.federation.clients_per_round
@@ -138,6 +155,19 @@ class RunConfig(BaseModel):
         if self.tuning.has_rank and self.tuning.alpha is None:
             found["alpha"] = f"{self.tuning.scale_numerator} (twice the rank {self.tuning.rank})"
         return found
+
+
+def _forget_defaults(properties: dict[str, Any], handler: GetJsonSchemaHandler) -> None:
+    """Take the defaults out of a model's fields, and of those of the models it is made of.
+
+    Truth values keep theirs: a form's switch has no third place, and would show what is on as off.
+    """
+    for field in properties.values():
+        if field.get("type") != "boolean":
+            field.pop("default", None)
+        for option in field.get("anyOf", [field]):
+            if "$ref" in option:
+                _forget_defaults(handler.resolve_ref_schema(option).get("properties", {}), handler)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

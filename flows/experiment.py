@@ -21,7 +21,8 @@ from tasks.compare_models import compare_models
 from tasks.draw_figures import draw_figures
 from tasks.measure_costs import measure_costs
 from tasks.register_detector import register_detector
-from tasks.report_results import fill_run_folder, report_results, show_on_run_page
+from tasks.report_results import fill_run_folder, report_results
+from tasks.run_pages import show_on_run_page
 from tasks.window_logs import reading_facts
 
 

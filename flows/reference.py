@@ -57,7 +57,8 @@ def page() -> str:
 
 
 def _chapter(title: str, model: type[BaseModel], told: str) -> str:
-    schema = model.model_json_schema()
+    # Of what is written out: the schema of what may be given to a run leaves out what its preset would fill in.
+    schema = model.model_json_schema(mode="serialization")
     # In a TOML file a part is a table, whose name a heading of another chapter may have too.
     heading = "### [{}]" if model is Description else "### {}"
     parts = "\n".join(_part(heading, *part) for part in _parts(schema, schema.get("$defs", {})))

@@ -16,6 +16,8 @@ from storage.services import running
 from tasks.child_process import die_with_parent
 from tasks.run_pages import TEMPORARY
 
+HEARTBEAT_SECONDS = 30
+"""Between two signs of life of a flow run; Prefect allows no less."""
 _PATIENCE = 120.0
 """Seconds to wait for the server: the first start creates its database, on a busy machine slowly."""
 
@@ -37,7 +39,11 @@ def quiet_environment(layout: Layout) -> None:
     services = running(layout)
     if services is not None and services.phase == "up":
         # What `atalaia up` keeps running here is used, unless the environment names other servers.
-        defaults |= {"PREFECT_API_URL": f"{services.prefect_url}/api", "MLFLOW_TRACKING_URI": services.mlflow_url}
+        defaults |= {
+            "PREFECT_API_URL": f"{services.prefect_url}/api",
+            "MLFLOW_TRACKING_URI": services.mlflow_url,
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 

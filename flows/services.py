@@ -12,14 +12,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.prefect_api import answers, worker_online
-from flows.server import quiet_environment
+from flows.server import HEARTBEAT_SECONDS, quiet_environment
 from storage.databases import Databases, databases
 from storage.layout import Layout
 
 PROJECT = Path(__file__).resolve().parent.parent
 PREFECT, MLFLOW, DEPLOY = "prefect", "mlflow", "deploy"
-HEARTBEAT_SECONDS = 30
-"""Between two signs of life of a flow run; Prefect allows no less."""
 DATABASE_VARIABLE = "ATALAIA_DATABASE"
 """Names the database where no option does; kept from the workers, whose runs need no password of it."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -100,7 +98,7 @@ def services_of(settings: PlatformSettings, layout: Layout, gpus: int) -> tuple[
     for index in range(gpus):
         # A device each: two runs on one device would share its memory and time.
         workers.append(_worker(settings, "gpu", f"worker-gpu-{index}", 1, _device(index)))
-    return (*first, *workers)
+    return (*first, *workers, _watcher(settings))
 
 
 def _device(index: int) -> dict[str, str]:
@@ -128,6 +126,8 @@ def shared_environment(settings: PlatformSettings, layout: Layout) -> dict[str, 
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
         "PREFECT_WORKER_QUERY_SECONDS": "5",
+        # "Finished in state Completed()" for each task without its name; stages have lines of their own.
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",
     }
 
 
@@ -182,7 +182,7 @@ def _mlflow(settings: PlatformSettings, tables: Databases, layout: Layout) -> Se
 
 
 def _deploy(settings: PlatformSettings) -> Service:
-    command = [sys.executable, "-m", "flows.deploying", "--lost-after", str(settings.lost_after)]
+    command = [sys.executable, "-m", "flows.deploying"]
     if not settings.deploy:
         command.append("--no-deploy")
     return Service(DEPLOY, tuple(command), needs=(PREFECT,), once=True)
@@ -200,6 +200,11 @@ def _worker(settings: PlatformSettings, pool: str, name: str, limit: int, enviro
         needs=(PREFECT, MLFLOW, DEPLOY),
         watched=False,
     )
+
+
+def _watcher(settings: PlatformSettings) -> Service:
+    command = (sys.executable, "-m", "flows.watcher", "--lost-after", str(settings.lost_after))
+    return Service("watcher", command, needs=(PREFECT,), watched=False)
 
 
 def gpus_of_this_machine() -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from storage.report_words import tuning_words
 from tasks.progress import StageEvent, listening
+from tasks.stage_words import stage_facts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -169,49 +170,6 @@ def _left(event: StageEvent, seconds: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds in the unit one would say them in."""
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-_SHOWN = {
-    "lines": "lines",
-    "windows": "windows",
-    "anomalous": "anomalous",
-    "rejected": "lines rejected",
-    "messages": "distinct messages",
-    "sequences": "distinct windows",
-    "tokens": "tokens",
-    "truncated": "windows cut",
-    "train": "to train",
-    "calibration": "to calibrate",
-    "validation": "to validate",
-    "test": "to test",
-    "changed_windows": "test windows changed",
-    "clients": "clients",
-    "rounds": "rounds",
-    "scored": "windows scored",
-    "alerts": "windows explained",
-    "continued": "beginnings continued",
-    "figures": "figures",
-}
-
-
-def stage_facts(counts: Mapping[str, Any]) -> str:
-    """The numbers of a stage that say most, in words."""
-    if "auroc" in counts:
-        k = f" (K = {counts['k']})" if counts["k"] is not None else ""
-        known = "" if counts["auroc"] is None else f", AUROC {counts['auroc']:.3f}"
-        return f"score {counts['score']}{k} of round {counts['round']}{known}"
-    if "bytes_sent" in counts:
-        return (
-            f"{counts['bytes_sent'] / 1e6:,.1f} MB sent; full fine-tuning: {counts['bytes_sent_by_full'] / 1e6:,.1f} MB"
-        )
-    if "alias" in counts:
-        return f"{counts['name']} version {counts['version']}, alias {counts['alias']}"
-    shown = [
-        f"{counts[name]:,} {word}"
-        for name, word in _SHOWN.items()
-        if isinstance(counts.get(name), int) and counts[name]
-    ]
-    return ", ".join(shown)
 
 
 def show_report(run_id: str | None) -> None:

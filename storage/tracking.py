@@ -11,6 +11,13 @@ from storage.errors import TrackingError
 from storage.layout import Layout, current
 
 EXPERIMENT = "atalaia"
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a description."""
+_EXPERIMENT_TAGS = {
+    NOTE: "Runs of Atalaia: federated adapters, how well they detect, and what they cost.",
+    # Else its pages are those for prompts and traces.
+    "mlflow.experimentKind": "custom_model_development",
+}
 _BATCH = 1000
 """Metrics that MLflow takes in one call."""
 
@@ -78,7 +85,7 @@ def _experiment_id(client: Any, layout: Layout | None) -> str:  # noqa: ANN401
     # A server keeps artifacts where it was told to; the SQLite default would put them into the working directory.
     local = tracking_uri(layout).startswith("sqlite:")
     place = ((layout or current()).mlflow / "artifacts").as_uri() if local else None
-    return str(client.create_experiment(EXPERIMENT, artifact_location=place))
+    return str(client.create_experiment(EXPERIMENT, artifact_location=place, tags=_EXPERIMENT_TAGS))
 
 
 def _log_parameters(client: Any, run_id: str, parameters: Mapping[str, Any]) -> None:  # noqa: ANN401

@@ -52,7 +52,7 @@ def progress_of(stage: str) -> Progress:
 
     def tell(done: float, total: float | None, note: str = "") -> None:
         announce(StageEvent(stage, "running", done=done, total=total, note=note))
-        artifact.update(done, total)
+        artifact.update(done, total, note)
 
     return tell
 
@@ -64,24 +64,29 @@ class _ProgressArtifact:
         self._stage = stage
         self._identity: Any = None
         self._updated = time.monotonic()
+        self._percent = 0.0
 
-    def update(self, done: float, total: float | None) -> None:
+    def update(self, done: float, total: float | None, note: str) -> None:
         now = time.monotonic()
-        if not total or now - self._updated < _ARTIFACT_SECONDS or not _in_run():
+        if not total or not _in_run():
             return
-        self._updated = now
         percent = min(100.0, 100.0 * done / total)
+        # A stage so short that it has no bar needs none at its end.
+        ends = percent == 100.0 and self._percent < 100.0 and self._identity is not None
+        if now - self._updated < _ARTIFACT_SECONDS and not ends:
+            return
+        self._updated, self._percent = now, percent
         with suppress(Exception):
-            self._send(percent)
+            self._send(percent, f"{self._stage}: {note}" if note else self._stage)
 
-    def _send(self, percent: float) -> None:
+    def _send(self, percent: float, told: str) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         if self._identity is None:
             key = f"progress-{self._stage.replace('_', '-')}"
-            self._identity = create_progress_artifact(progress=percent, key=key, description=f"{self._stage}: done")
+            self._identity = create_progress_artifact(progress=percent, key=key, description=told)
         else:
-            update_progress_artifact(artifact_id=self._identity, progress=percent)
+            update_progress_artifact(artifact_id=self._identity, progress=percent, description=told)
 
 
 def _in_run() -> bool:

@@ -19,7 +19,7 @@ from storage.registry import register_detector as register
 from storage.report_words import tuning_words
 from storage.stages import NewStage, Stage
 from storage.summaries import RunFacts, Summary, TrainingFacts, load_summary, score_name
-from storage.tracking import log_run
+from storage.tracking import NOTE, log_run
 from tasks.run_pages import page_of_run
 from tasks.stage_task import Retry, stage
 
@@ -57,8 +57,10 @@ def register_detector(
     write_normal_windows(folder, Path(data["tokenized"].path), evaluated.file("window_scores.parquet"))
     files = [report.file("report.html"), report.file("report.json"), *sorted(Path(figures.path).glob("*.png"))]
     tags = _tags(facts, found, base, data)
-    run_id = log_run(facts.run_id, _flat(facts.config), _rounds(trained, summary), _metrics(summary), files, tags)
-    version = register(registered_name(spec.name), run_id, folder, tags, _description(summary))
+    told = _description(summary)
+    noted = tags | {NOTE: f"{told}\n\n    {facts.command}"}
+    run_id = log_run(facts.run_id, _flat(facts.config), _rounds(trained, summary), _metrics(summary), files, noted)
+    version = register(registered_name(spec.name), run_id, folder, tags, told)
     (new.path / "version.json").write_text(json.dumps(asdict(version), indent=1))
     new.work_seconds = 0.0  # it is all tracking
     new.counts |= {"name": version.name, "version": version.version, "alias": CHALLENGER}
@@ -132,8 +134,15 @@ def _rounds(trained: Stage, summary: Summary) -> list[dict[str, Any]]:
     """What is known of each round, under the names MLflow shows."""
     committed = committed_rounds(Path(trained.path))
     rows = [pl.read_parquet(found.folder / "round.parquet").to_dicts()[0] for found in committed]
-    training = _renamed(rows, {"loss": "train_loss", "seconds": "round_seconds"})
+    training = _renamed(rows, _ROUND_NAMES)
     return training + _renamed(summary.findings["rounds"], {"loss": "held_out_loss"})
+
+
+_ROUND_NAMES = {
+    "loss": "train_loss",
+    **{name: f"rounds/{name}" for name in ("seconds", "clients", "learning_rate", "bytes_up", "bytes_down")},
+}
+"""MLflow's pages put metrics with a common beginning before a slash together."""
 
 
 def _renamed(rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -142,9 +151,13 @@ def _renamed(rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[
 
 def _metrics(summary: Summary) -> dict[str, float]:
     row = _flat(summary.row())
-    numbers = {key.replace(".", "_"): value for key, value in row.items() if isinstance(value, int | float)}
-    found = {key: float(value) for key, value in numbers.items() if key not in {"k", "rank", "seed", "rounds"}}
-    return found | _costs(summary.training)
+    numbers = {key.replace(".", "/"): value for key, value in row.items() if isinstance(value, int | float)}
+    found = {key: float(value) for key, value in numbers.items() if key not in _NO_METRICS}
+    return found | {f"costs/{name}": value for name, value in _costs(summary.training).items()}
+
+
+_NO_METRICS = {"k", "rank", "seed", "rounds", "bytes_up_per_client_round", "bytes_down_per_client_round"}
+"""Parameters, and what is among the costs in MB."""
 
 
 def _costs(training: TrainingFacts) -> dict[str, float]:

@@ -1,6 +1,5 @@
-"""Task: tell what a run did, cost and found, in files and on the run's page."""
+"""Task: tell what a run did, cost and found, in files."""
 
-import base64
 import json
 import os
 import shutil
@@ -10,11 +9,9 @@ from typing import Any
 
 from storage.continuations import Continuation
 from storage.layout import current
-from storage.report_contents import tables
-from storage.report_tables import markdown_table
-from storage.reports import markdown_alerts, markdown_report, write_report
+from storage.reports import write_report
 from storage.stages import NewStage, Stage
-from storage.summaries import Alert, DataFacts, RunFacts, Summary, TrainingFacts, load_summary
+from storage.summaries import Alert, DataFacts, RunFacts, Summary, TrainingFacts
 from tasks.draw_figures import share_sizes
 from tasks.stage_task import stage
 
@@ -110,20 +107,3 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copy2(source, temporary)
     temporary.replace(target)
-
-
-def show_on_run_page(report: Stage, figures: Stage) -> None:
-    """Make the run's page worth opening: the report, its tables and its pictures as artifacts."""
-    from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
-
-    summary = load_summary(report.file("report.json"))
-    create_markdown_artifact(markdown_report(summary), key="report", description="The whole report")
-    create_markdown_artifact(markdown_alerts(summary), key="alerts", description="The most anomalous windows")
-    rows = [{name: value for name, value in summary.row().items() if not isinstance(value, dict)}]
-    create_table_artifact(rows, key="run", description="The run in one row")
-    for number, table in enumerate(tables(summary), 1):
-        create_markdown_artifact(markdown_table(table), key=f"table-{number:02d}", description=table.title)
-    for name, caption in json.loads(figures.file("captions.json").read_text()).items():
-        picture = base64.b64encode(figures.file(f"{name}.png").read_bytes()).decode()
-        key = f"figure-{name.replace('_', '-')}"
-        create_image_artifact(f"data:image/png;base64,{picture}", key=key, description=caption)

@@ -41,9 +41,9 @@ def score_windows(
     sequences = _judged_sequences(tokenized, split)
     chosen = [found for found in committed_rounds(Path(trained.path)) if found.number in set(rounds)]
     scorer = Scorer(model, tuning, seed, tuple(ks), quantization, device)
-    computed, seconds = 0, 0.0
+    computed, seconds, told = 0, 0.0, progress_of("score")
     for position, found in enumerate(chosen):
-        tell = _part(progress_of("score"), position, len(chosen), found.number)
+        tell = _part(told, position, len(chosen), found.number)
         table, fresh = scorer.scores(found, sequences, tell)
         table.write_parquet(new.path / f"round-{found.number:04d}.parquet")
         computed += fresh

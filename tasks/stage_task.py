@@ -8,7 +8,8 @@ from typing import Any, Concatenate, Generic, ParamSpec
 
 from prefect import Task, task
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.states import State
 
@@ -17,6 +18,7 @@ from storage.layout import current
 from storage.stages import NewStage, Stage, load_stage, new_stage
 from tasks.caching import stage_key
 from tasks.progress import StageEvent, announce
+from tasks.stage_words import stage_facts
 
 P = ParamSpec("P")
 
@@ -90,6 +92,7 @@ class StageTask(Generic[P]):
         written = load_stage(current().stages, self.name, key)
         if written is None:
             raise StorageError(f"The stage {self.name} vanished while it was used; run again.")
+        _log(self.name, written, reused)
         work_seconds = 0.0 if reused else written.work_seconds
         announce(StageEvent(self.name, "cached" if reused else "ran", written.counts, work_seconds=work_seconds))
         return written
@@ -100,6 +103,8 @@ class StageTask(Generic[P]):
         delays = [self.retry.first_delay * 4**attempt for attempt in range(self.retry.times)]
         return task(
             name=self.name,
+            # Else the name on the run's page ends in three digits of a random number.
+            task_run_name=self.name,
             description=inspect.getdoc(self._write),
             cache_key_fn=self._cache_key,
             persist_result=True,
@@ -121,6 +126,14 @@ class StageTask(Generic[P]):
                 self._write(new, *args, **kwargs)
             found = new.done
         return asdict(found)
+
+
+def _log(name: str, written: Stage, reused: bool) -> None:
+    """A line in the flow run's log; Prefect's own lines about tasks do not say which task."""
+    if FlowRunContext.get() is not None:
+        facts = stage_facts(written.counts)
+        how = "reused" if reused else "done"
+        get_run_logger().info("%s", f"{name}: {how}{f', {facts}' if facts else ''}")
 
 
 def _raised(errors: tuple[type[BaseException], ...]) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:

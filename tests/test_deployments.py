@@ -16,6 +16,8 @@ import yaml
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
+from flows.config import RunConfig
+from flows.presets import PRESETS
 from flows.server import TemporaryServer, quiet_environment
 from flows.train import GPU_DEPLOYMENT, GPU_POOL, train
 from storage.layout import Layout
@@ -48,6 +50,26 @@ def test_a_deployments_form_describes_every_parameter_and_every_part_of_it(deplo
         if "description" not in facts and "description" not in parts.get(facts.get("$ref", "").split("/")[-1], {})
     ]
     assert bare == []
+
+
+def _filled_in(properties: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+    """What a form sends of fields that nobody touched: their defaults, and those of the fields within them."""
+    found = {}
+    for name, field in properties.items():
+        if "default" in field:
+            found[name] = field["default"]
+        elif "$ref" in field and (inner := _filled_in(parts[field["$ref"].split("/")[-1]]["properties"], parts)):
+            found[name] = inner
+    return found
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_form_fills_in_by_itself_changes_no_preset(preset: str) -> None:
+    for deployment in DEPLOYMENTS:
+        schema = parameter_schema(_flow(deployment))
+        if "RunConfig" in (schema.definitions or {}):
+            sent = _filled_in(schema.definitions["RunConfig"]["properties"], schema.definitions)
+            assert RunConfig.model_validate({**sent, "preset": preset}) == RunConfig.model_validate({"preset": preset})
 
 
 def test_what_runs_when_and_where() -> None:

@@ -181,8 +181,8 @@ def test_tracking_has_every_round_and_a_challenger(finished: tuple[RunConfig, st
     assert [metric.step for metric in losses] == [0, 1]
     run = client.get_run(version.run_id).data
     assert run.params["federation.rounds"] == "1"
-    assert run.metrics["message_up_mb"] == pytest.approx(list_runs()[0]["bytes_up_per_client_round"] / 1e6)
-    assert run.metrics["latency_ms"] > 0
+    assert run.metrics["costs/message_up_mb"] == pytest.approx(list_runs()[0]["bytes_up_per_client_round"] / 1e6)
+    assert run.metrics["costs/latency_ms"] > 0
 
 
 def test_base_and_tuned_model_go_on_from_the_same_beginnings_and_anew_from_others(
