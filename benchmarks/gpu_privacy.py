@@ -30,7 +30,7 @@ from benchmarks.gpu_models import given_model, given_options, given_windows, kee
 from benchmarks.gpu_windows import JUDGED, DealtWindows
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
 from fl.averaging import weighted_mean
-from fl.clipping import bounded, update_norm, update_of
+from fl.update_norms import shortened, update_norm, update_of
 from fl.errors import LearningError
 from fl.federation import Federation, draw_clients
 from fl.hyperparameters import LocalTraining, Tuning, cosine_rate
@@ -275,7 +275,7 @@ class Trials:
         if experiment.combination in robust:
             return robust[experiment.combination]()
         if experiment.combination == "norm_bound":
-            replies = [bounded(reply, current, self._usual_norm)[0] for reply in replies]
+            replies = [shortened(reply, current, self._usual_norm)[0] for reply in replies]
         return weighted_mean(replies, weights)
 
     @property

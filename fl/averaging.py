@@ -12,7 +12,7 @@ _COARSE, _FINE = 2.0**-20, 2.0**-60
 """Units of the two parts of a sum."""
 _LARGEST = 2.0**42
 """Sum of all magnitudes that the coarse part holds in 62 bits."""
-_MOST_WEIGHT = 1 << 29
+MOST_WEIGHT = 1 << 29
 """Largest weight whose product with a float32 value is exact in float64."""
 _MOST_PARTS = 1 << 23
 """Parts whose fine remainders, of at most 2^39 units each, add up within 62 bits."""
@@ -39,13 +39,13 @@ class ExactMean:
         Raises LearningError for a weight or values beyond what can be added exactly.
         """
         largest = max((float(np.abs(array).max(initial=0)) for array in arrays.values()), default=0.0)
-        self._magnitude += largest * weight
-        self.count, self.weight = self.count + 1, self.weight + weight
-        if not (0 < weight <= _MOST_WEIGHT and self.count <= _MOST_PARTS and self._magnitude < _LARGEST):
+        magnitude = self._magnitude + largest * weight
+        if not (0 < weight <= MOST_WEIGHT and self.count < _MOST_PARTS and magnitude < _LARGEST):
             raise LearningError(
-                f"An adapter with values up to {largest:.3g} and weight {weight} cannot be added exactly after "
-                f"{self.count - 1} others; use equal weights, a norm bound, or leave its client out."
+                f"values up to {largest:.3g} with weight {weight} cannot be added exactly to {self.count} others; "
+                "set a norm bound or max_examples"
             )
+        self.count, self.weight, self._magnitude = self.count + 1, self.weight + weight, magnitude
         for name, array in arrays.items():
             product = array.astype(np.float64)
             product *= weight

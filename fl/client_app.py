@@ -22,7 +22,11 @@ from fl.first_update import set_gradient_bases
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.local_training import train_locally
 from fl.model import LoadedModel, load_model
+from fl.noise import seed_key
+from fl.plain_arrays import claimed_array
+from fl.privacy import Privacy, clipped_update, hidden_update
 from storage.events import append_event
+from storage.noise_keys import noise_key
 from storage.partitions import share_file
 from storage.progress import Progress, silent
 from storage.residuals import keep_residual, read_residual, residual_folder
@@ -98,7 +102,8 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(site.threads)
     tuning, number = _tuning(config), int(config["round"])
     loaded, model, first = _model(site.model_folder, site.device, *_model_config(config))
-    received = {name: array.numpy() for name, array in message.content["arrays"].items()}
+    sent = message.content["arrays"]
+    received = {name: claimed_array(array, name, ("float32", "uint8")) for name, array in sent.items()}
     start = unpack_adapter(received, first, _codec(config, "downlink"))
     load_adapter_arrays(model, start)
     with trained_in_round(model, tuning, number):
@@ -112,9 +117,12 @@ def train(message: Message, context: Context) -> Message:
             progress=_progress(site, number),
         )
     trained = {name: array for name, array in adapter_arrays(model).items() if tuning.trains(name, number)}
+    trained, told = _protected(site, config, trained, start)
     metrics = MetricRecord(
         {
+            **told,
             "partition": site.partition,
+            "round": number,
             "examples": int(result.examples),
             "tokens": int(result.tokens),
             "computed_tokens": int(result.computed_tokens),
@@ -126,6 +134,32 @@ def train(message: Message, context: Context) -> Message:
     )
     arrays = _packed(site, config, trained, start)
     return Message(RecordDict({"arrays": _record(arrays), "metrics": metrics}), reply_to=message)
+
+
+def _protected(
+    site: Site, config: dict[str, Any], trained: Arrays, start: Arrays
+) -> tuple[Arrays, dict[str, int | float]]:
+    """The trained arrays as they may leave the site: clipped, and with noise where the site adds its own.
+
+    Under adaptive clipping the reply also tells whether the update was within the clipping norm.
+    """
+    if "privacy" not in config:
+        return trained, {}
+    privacy, before = Privacy(**json.loads(str(config["privacy"]))), {name: start[name] for name in trained}
+    if privacy.noise == "central":
+        clipped, is_whole = clipped_update(trained, before, privacy.clipping_norm)
+        return clipped, {"unclipped": int(is_whole)} if privacy.is_adaptive else {}
+    purpose = f"{config['run']} {config['round']} {site.partition}"
+    key = _noise_key(site, config, privacy)
+    return hidden_update(trained, before, privacy.clipping_norm, privacy.noise_multiplier, key, purpose), {}
+
+
+def _noise_key(site: Site, config: dict[str, Any], privacy: Privacy) -> bytes:
+    if privacy.noise_source == "seed":
+        return seed_key(int(config["seed"]))
+    if site.state_folder is None:
+        raise FederationError("This client has no state-folder for the key of its noise; give it to the node.")
+    return noise_key(residual_folder(site.state_folder, str(config["run"]), site.partition), is_begun=False)
 
 
 def _packed(site: Site, config: dict[str, Any], trained: Arrays, start: Arrays) -> Arrays:

@@ -13,6 +13,7 @@ from fl.bounds import bounded
 from fl.codecs import Codec, CodecName, DenseName
 from fl.errors import FederationError
 from fl.hyperparameters import LocalTraining, Tuning
+from fl.privacy import Privacy
 
 JOB = "job.json"
 
@@ -28,8 +29,11 @@ StrategyName = Literal[
     "krum",
     "multikrum",
     "bulyan",
+    "geomedian",
     "qfedavg",
 ]
+MEANS: frozenset[StrategyName] = frozenset({"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"})
+"""Strategies that need nothing but the mean of a round's replies: the server adds each as it comes, and forgets it."""
 
 DownlinkName = Literal["none", "float32", "float16", "int8", "int4"]
 """Codecs that lose little at once: what a download leaves out is never made good."""
@@ -46,6 +50,7 @@ STRATEGY_OPTIONS: dict[str, frozenset[str]] = {
     "krum": frozenset({"num_malicious_nodes"}),
     "multikrum": frozenset({"num_malicious_nodes", "num_nodes_to_select"}),
     "bulyan": frozenset({"num_malicious_nodes"}),
+    "geomedian": frozenset(),
     "qfedavg": frozenset({"q", "client_learning_rate"}),
 }
 """The options each strategy takes, under Flower's names for them."""
@@ -70,6 +75,8 @@ class Federation:
             min_replies={"at_least": 1},
             topk_share={"above": 0, "at_most": 1},
             codec_block={"at_least": 1, "at_most": 65535},
+            max_examples={"at_least": 1},
+            norm_bound={"above": 0},
         ),
     }
 
@@ -82,7 +89,8 @@ class Federation:
     min_replies: int | None = None
     """Replies without which a round is an error; None: every client drawn must reply."""
     strategy: StrategyName = "fedavg"
-    """How replies are combined; `fedavg` is the paper's equation 1."""
+    """How replies are combined; `fedavg` is the paper's equation 1. Where some sites may be hostile: `fedmedian`,
+    `fedtrimmedavg`, `krum`, `multikrum`, `bulyan`, `geomedian` (the geometric median, arXiv 1912.13445)."""
     strategy_options: dict[str, float] = field(default_factory=dict)
     """Options of the strategy under Flower's names, such as `proximal_mu` or `eta`."""
     round_timeout: float | None = None
@@ -103,6 +111,15 @@ class Federation:
     `int8` and `int4` round by chance, exact in the mean (arXiv 1610.02132)."""
     downlink_codec: DownlinkName = "none"
     """How the server sends the adapter: `none`, the arrays as they are; else its difference to the first adapter."""
+    draws: Literal["fixed", "poisson"] = "fixed"
+    """`fixed`: as many clients in every round; `poisson`: each client by itself with probability `fraction`, which
+    central noise needs a good deal less epsilon for. Some rounds then have none."""
+    max_examples: int | None = None
+    """Windows that a client counts for at most, however many it says it has; None: no limit; 1: all weigh the same."""
+    norm_bound: float | None = None
+    """L2 norm over all its trained arrays to which the server shortens a client's update; None: no bound."""
+    bad_replies: Literal["stop", "drop"] = "stop"
+    """What a reply that does not fit does: end the run, or count as a lost client (see min_replies)."""
 
     def __post_init__(self) -> None:
         """Raise FederationError where the values cannot work together."""
@@ -119,6 +136,8 @@ class Federation:
                 not 0 < self.topk_share <= 1,
             ),
             (f"codec_block is {self.codec_block}; give a value from 1 to 65535", not 1 <= self.codec_block <= 65535),
+            (f"max_examples is {self.max_examples}; give 1 or more", (self.max_examples or 1) < 1),
+            (f"norm_bound is {self.norm_bound}; give a value above 0", not (self.norm_bound or 1.0) > 0),
         ):
             if is_so:
                 raise FederationError(f"federation: {fault}.")
@@ -143,10 +162,13 @@ class Federation:
         """How many clients are drawn in each round."""
         return max(1, round(self.fraction * self.clients))
 
-    @property
-    def replies_needed(self) -> int:
-        """How many replies a round needs."""
-        return self.clients_per_round if self.min_replies is None else self.min_replies
+    def replies_needed(self, drawn: int) -> int:
+        """How many replies a round with so many clients needs."""
+        return drawn if self.min_replies is None else min(self.min_replies, drawn)
+
+    def weight(self, examples: int) -> int:
+        """What a client with so many windows counts for: n_i of equation 1, up to the limit."""
+        return examples if self.max_examples is None else min(examples, self.max_examples)
 
     @property
     def uplink(self) -> Codec:
@@ -182,9 +204,49 @@ def check_downlink(tuning: Tuning, federation: Federation) -> None:
         )
 
 
-def draw_clients(federation: Federation, round_number: int) -> list[int]:
-    """The partition ids that train in a round (counted from 1), in ascending order; depends on seed and round only."""
-    generator = random.Random(f"{federation.seed}/{round_number}")
+def check_privacy(privacy: Privacy, tuning: Tuning, federation: Federation) -> None:
+    """Raise FederationError where noise would not protect what it is said to protect."""
+    drawn, tenth = federation.clients_per_round, f"{0.1 / federation.clients:.1g}"
+    for fault, is_so in (
+        (
+            "federation.draws=poisson is for central noise; use draws=fixed, or privacy.noise=central",
+            federation.draws == "poisson" and privacy.noise != "central",
+        ),
+        (
+            f"privacy: noise is for low-rank adapters and not for tuning.kind={tuning.kind}; use lora or ffa",
+            privacy.is_on and not tuning.has_rank,
+        ),
+        (
+            "privacy: tuning.bases=gradient sends one client's gradient to all; use bases=weights or random",
+            privacy.is_on and tuning.kind == "sb" and tuning.bases == "gradient",
+        ),
+        (
+            f"privacy: strategy {federation.strategy} is no mean of clipped updates; use one of {_listed(MEANS)}",
+            privacy.is_on and federation.strategy not in MEANS,
+        ),
+        (
+            "privacy: clipping bounds the norm already; leave federation.norm_bound out",
+            privacy.is_on and federation.norm_bound is not None,
+        ),
+        (
+            f"privacy: delta {privacy.delta:g} is not below 1 / clients; give {tenth} or less",
+            privacy.is_on and privacy.delta >= 1 / federation.clients,
+        ),
+    ):
+        if is_so:
+            raise FederationError(f"{fault}.")
+    if privacy.is_on:
+        privacy.update_multiplier(drawn)
+
+
+def draw_clients(federation: Federation, round_number: int, key: bytes = b"") -> list[int]:
+    """The partition ids that train in a round (counted from 1), in ascending order.
+
+    They depend on the round and the federation's seed, or a secret key in its place.
+    """
+    generator = random.Random(f"{key.hex() or federation.seed}/{round_number}")
+    if federation.draws == "poisson":
+        return [client for client in range(federation.clients) if generator.random() < federation.fraction]
     return sorted(generator.sample(range(federation.clients), federation.clients_per_round))
 
 
@@ -202,6 +264,7 @@ class TrainingJob:
     tuning: Tuning
     training: LocalTraining
     federation: Federation
+    privacy: Privacy = Privacy()  # noqa: RUF009 (frozen)
     quantization: str = "none"
     device: str = "auto"
     threads: int = field(default_factory=available_cores)
@@ -212,6 +275,7 @@ class TrainingJob:
     def __post_init__(self) -> None:
         """Raise FederationError where tuning and federation cannot work together."""
         check_downlink(self.tuning, self.federation)
+        check_privacy(self.privacy, self.tuning, self.federation)
 
     def fingerprint(self) -> str:
         """A hash of all that decides the result: everything but the run's name and folder, and the speed."""
@@ -244,6 +308,7 @@ def load_job(run_folder: Path) -> TrainingJob:
         facts["tuning"] = tuning_from(facts["tuning"], Tuning)
         facts["training"] = LocalTraining(**facts["training"])
         facts["federation"] = Federation(**facts["federation"])
+        facts["privacy"] = Privacy(**facts.get("privacy", {}))
         for name in ("model_folder", "shares_folder"):
             facts[name] = Path(facts[name])
         return TrainingJob(**{**facts, "run_folder": run_folder.resolve()})

@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from fl.clipping import clip_factor, update_norm, update_of
+from fl.bounds import bounded
 from fl.errors import FederationError
 from fl.noise import gaussian
+from fl.update_norms import clip_factor, update_norm, update_of
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,7 +31,19 @@ _COUNT_UNIT = 2.0**-20
 class Privacy:
     """How updates are clipped and hidden, and how much of a site may be learned at most."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
+    __pydantic_config__ = {  # noqa: RUF012
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+        "json_schema_extra": bounded(
+            noise_multiplier={"at_least": 0},
+            clipping_norm={"above": 0},
+            clipping_quantile={"above": 0, "below": 1},
+            clipping_rate={"above": 0},
+            count_noise={"at_least": 0},
+            delta={"above": 0, "below": 1},
+            epsilon_budget={"above": 0},
+        ),
+    }
 
     noise: Literal["none", "central", "local"] = "none"
     """`none`: no differential privacy, nothing is clipped; `central`: the server adds noise to the sum of the clipped

@@ -13,14 +13,21 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fl.accounting import Accountant, affordable_rounds
 from fl.adapter_files import adapter_hash
+from fl.arrivals import replies_as_they_come
+from fl.averaging import MOST_WEIGHT
+from fl.combination import Combination, clipping_norm_after
 from fl.errors import BadMessage, BadReply, FederationError, LostClients
 from fl.exchange import Exchange
-from fl.federation import Federation, TrainingJob, draw_clients, load_job
+from fl.federation import TrainingJob, draw_clients, load_job
 from fl.hyperparameters import cosine_rate
-from fl.strategies import Arrays, Reply, aggregate
+from fl.noise import seed_key
+from fl.plain_arrays import claimed_array, plain_array
+from fl.strategies import Arrays, Reply
 from storage.adapters import CommittedRound, commit_round, committed_rounds, discard_unfinished
 from storage.events import append_event
+from storage.noise_keys import forget_noise_key, noise_key
 
 app = ServerApp()
 
@@ -30,6 +37,8 @@ _ASKED_AT_ONCE = 100
 """Nodes that are asked for their partition at the same time."""
 _NUMBERS = ("tokens", "computed_tokens", "steps", "seconds", "peak_memory_mb")
 """What a reply tells beside its examples and loss."""
+_MOST = 1e15
+"""No number that a reply tells is as large."""
 
 
 @app.main()
@@ -46,13 +55,16 @@ def train_federation(grid: Grid, job: TrainingJob) -> None:
     discard_unfinished(job.run_folder)
     rounds = committed_rounds(job.run_folder)
     check_same_job(job, rounds)
-    federation = job.federation
-    append_event(job.run_folder, "started", rounds=federation.rounds, committed=max(0, len(rounds) - 1))
+    federation, until = job.federation, affordable_rounds(job.privacy, job.federation)
+    if until == 0 < federation.rounds:
+        raise FederationError("The privacy budget allows no round; raise epsilon_budget or noise_multiplier.")
+    append_event(job.run_folder, "started", rounds=until, committed=max(0, len(rounds) - 1))
     nodes, examples = find_clients(grid, federation.clients)
     last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0])
     first = (rounds[0] if rounds else last).arrays() if federation.downlink_codec != "none" else {}
-    while last.number < federation.rounds:
+    while last.number < until:
         last = train_round(grid, job, last, first, nodes, examples)
+    forget_noise_key(job.run_folder)
     append_event(job.run_folder, "finished", rounds=last.number)
 
 
@@ -78,10 +90,16 @@ def find_clients(grid: Grid, clients: int) -> tuple[dict[int, int], dict[int, in
             raise LostClients(f"A client cannot take part: {_reason(message)}")
         metrics = message.content["metrics"]
         nodes[int(metrics["partition"])] = message.metadata.src_node_id
-        examples[int(metrics["partition"])] = int(metrics["examples"])
+        examples[int(metrics["partition"])] = _believable(int(metrics["examples"]), int(metrics["partition"]))
     if sorted(nodes) != list(range(clients)):
         raise LostClients(f"{len(nodes)} of {clients} partitions answered; start one client for each of them.")
     return nodes, examples
+
+
+def _believable(examples: int, partition: int) -> int:
+    if not 0 < examples <= MOST_WEIGHT:
+        raise BadReply(f"Client {partition} says that it has {examples} windows, which cannot be; leave it out.")
+    return examples
 
 
 def _ask_for_partitions(grid: Grid, node_ids: Sequence[int]) -> Iterator[Message]:
@@ -98,7 +116,10 @@ def commit_first_adapter(grid: Grid, job: TrainingJob, node: int) -> CommittedRo
     [reply] = grid.send_and_receive([Message(content, dst_node_id=node, message_type="query.adapter")])
     if reply.has_error():
         raise LostClients(f"No first adapter: {_reason(reply)}")
-    arrays = {name: array.numpy() for name, array in sorted(reply.content["arrays"].items())}
+    try:
+        arrays = {name: claimed_array(array, name) for name, array in sorted(reply.content["arrays"].items())}
+    except BadMessage as error:
+        raise BadReply(f"The first adapter, as client 0 sent it, {error}; mend the client and run again.") from error
     return commit_untouched(job, arrays)
 
 
@@ -121,27 +142,40 @@ def train_round(
     federation, training, number = job.federation, job.training, last.number + 1
     started = time.monotonic()
     rate = cosine_rate(number, federation.rounds, training.learning_rate_max, training.learning_rate_min)
-    drawn = draw_clients(federation, number)
+    key = _noise_key(job, last)
+    drawn = draw_clients(federation, number, key if job.privacy.noise_source == "secret" else b"")
     append_event(job.run_folder, "round", round=number, clients=drawn, learning_rate=rate)
     exchange = _exchange(job, last, first, number)
+    clipping_norm = clipping_norm_after(job.privacy, last.facts)
+    combination = Combination(federation, job.privacy, exchange.changing, clipping_norm)
     sent = ArrayRecord({name: Array(array) for name, array in sorted(exchange.sent.items())})
     counted: dict[str, int] = last.facts.get("counted", {})
     messages = [
         Message(
-            RecordDict({"arrays": sent, "config": _config(job, number, rate, counted.get(str(partition), 0))}),
+            RecordDict({"arrays": sent, "config": _config(job, number, rate, counted.get(str(partition), 0), last)}),
             dst_node_id=nodes[partition],
             message_type="train",
         )
         for partition in drawn
     ]
-    received = grid.send_and_receive(messages, timeout=federation.round_timeout)
+    received = replies_as_they_come(grid, messages, federation.round_timeout)
     partitions = {nodes[partition]: partition for partition in drawn}
     replies = check_replies(
-        received, partitions, exchange.expected, examples, number, federation.replies_needed, exchange.read
+        received,
+        partitions,
+        exchange.expected,
+        examples,
+        number,
+        federation.replies_needed(len(drawn)),
+        exchange.read,
+        combination.take,
+        drop=federation.bad_replies == "drop",
     )
-    arrays, state = _combined(federation, number, exchange, replies, last.state(), rate)
+    arrays, state = _combined(combination, number, exchange, replies, last.state(), rate, key)
+    private = _private_facts(job, number, clipping_norm, combination.next_clipping_norm(number, replies, key))
     clients = [_client_row(reply, number, sent.count_bytes(), rate) for reply in replies]
     summary = _round_row(number, replies, clients, rate, adapter_hash(arrays)) | {"seconds": time.monotonic() - started}
+    summary |= {name: private[name] for name in ("epsilon", "clipping_norm") if name in private}
     committed = commit_round(
         job.run_folder,
         number,
@@ -150,7 +184,12 @@ def train_round(
         clients,
         summary,
         state=state,
-        facts={"job": job.fingerprint(), "drawn": drawn, **_counted(job, counted, replies, number)},
+        facts={
+            "job": job.fingerprint(),
+            "drawn": drawn,
+            **_counted(job, counted, replies, number),
+            **({"privacy": private} if private else {}),
+        },
     )
     append_event(job.run_folder, "committed", **{**summary, "of": federation.rounds})
     return committed
@@ -164,12 +203,43 @@ def _exchange(job: TrainingJob, last: CommittedRound, first: Arrays, number: int
 
 
 def _combined(
-    federation: Federation, number: int, exchange: Exchange, replies: list[Reply], state: Arrays, rate: float
+    combination: Combination,
+    number: int,
+    exchange: Exchange,
+    replies: list[Reply],
+    state: Arrays,
+    rate: float,
+    key: bytes,
 ) -> tuple[Arrays, Arrays]:
     """The next adapter and strategy's state: what the round trained is combined, the rest stays as it was."""
-    own = {key: array for key, array in state.items() if key.partition("/")[2] in exchange.trained}
-    arrays, changed = aggregate(federation, number, exchange.changing, replies, own, rate)
+    own = {name: array for name, array in state.items() if name.partition("/")[2] in exchange.trained}
+    arrays, changed = combination.result(number, replies, own, rate, key)
     return exchange.current | arrays, state | changed
+
+
+def _noise_key(job: TrainingJob, last: CommittedRound) -> bytes:
+    """The key of the server's noise; none where the server adds none."""
+    if job.privacy.noise != "central":
+        return b""
+    if job.privacy.noise_source == "seed":
+        return seed_key(job.federation.seed)
+    return noise_key(job.run_folder, is_begun=last.number > 0)
+
+
+def _private_facts(job: TrainingJob, number: int, clipping_norm: float, next_norm: float) -> dict[str, Any]:
+    """What the rounds so far have spent; nothing where updates are not clipped. No epsilon stands for no bound."""
+    if not job.privacy.is_on:
+        return {}
+    accountant = Accountant(job.privacy, job.federation)
+    epsilon = accountant.epsilon(number)
+    return {
+        "noise": job.privacy.noise,
+        "epsilon": epsilon if math.isfinite(epsilon) else None,
+        "delta": job.privacy.delta,
+        "holds_for": accountant.relation,
+        "clipping_norm": clipping_norm,
+        "next_clipping_norm": next_norm,
+    }
 
 
 def _counted(job: TrainingJob, before: Mapping[str, int], replies: list[Reply], number: int) -> dict[str, Any]:
@@ -179,16 +249,19 @@ def _counted(job: TrainingJob, before: Mapping[str, int], replies: list[Reply], 
     return {"counted": {**before, **{str(reply.partition): number for reply in replies}}}
 
 
-def _config(job: TrainingJob, number: int, rate: float, residual_of: int = 0) -> ConfigRecord:
+def _config(
+    job: TrainingJob, number: int, rate: float, residual_of: int = 0, last: CommittedRound | None = None
+) -> ConfigRecord:
     """What a client must know to train: no data, and no path of anybody's machine.
 
-    With error feedback, `residual_of` is the round whose residual its next message adds to.
+    With error feedback, `residual_of` is the round whose residual its next message adds to. `last` is the round before.
     """
     training = replace(job.training, **job.federation.client_options)
     feedback = {"run": job.run_id, "residual-of": residual_of} if job.federation.keeps_residuals else {}
     return ConfigRecord(
         {
             **feedback,
+            **_clipping(job, last),
             "uplink": json.dumps(asdict(job.federation.uplink)),
             "downlink": json.dumps(asdict(job.federation.downlink)),
             "round": number,
@@ -201,6 +274,14 @@ def _config(job: TrainingJob, number: int, rate: float, residual_of: int = 0) ->
     )
 
 
+def _clipping(job: TrainingJob, last: CommittedRound | None) -> dict[str, Any]:
+    """What a client must know to clip and hide its update; nothing where it sends it as it is."""
+    if not job.privacy.is_on or last is None:
+        return {}
+    privacy = asdict(replace(job.privacy, clipping_norm=clipping_norm_after(job.privacy, last.facts)))
+    return {"run": job.run_id, "privacy": json.dumps(privacy)}
+
+
 def check_replies(
     messages: Iterable[Message],
     partitions: Mapping[int, int],
@@ -209,13 +290,16 @@ def check_replies(
     round_number: int,
     needed: int,
     read: Callable[[Arrays], Arrays] = dict,
+    take: Callable[[Reply], Reply] = lambda reply: reply,
+    *,
+    drop: bool = False,
 ) -> list[Reply]:
     """The replies of a round in the order of their partitions.
 
     `partitions` tells which partition each node asked holds, `examples` how many windows each partition announced,
-    `expected` which arrays a reply must have; `read` decodes them. Raises LostClients for fewer replies than `needed`,
-    and BadReply for one that does not fit (names, shapes, types), cannot be decoded, holds NaN or infinity, or tells
-    numbers that cannot be.
+    `expected` which arrays a reply must have; `read` decodes them, and `take` says what is kept of a good one. Raises
+    LostClients for fewer replies than `needed`, and BadReply for one that does not fit (names, shapes, types), cannot
+    be decoded, holds NaN or infinity, or tells numbers that cannot be; with `drop`, such a client counts as lost.
     """
     replies: dict[int, Reply] = {}
     lost: dict[int, str] = dict.fromkeys(partitions, "no reply in time")
@@ -231,10 +315,11 @@ def check_replies(
             )
         partition = partitions[node]
         try:
-            if fault := _fault(message.content, partition, expected, examples[partition]):
-                raise BadMessage(fault)
-            replies[partition] = _reply(message.content, partition, read)
+            replies[partition] = take(_read_reply(message.content, partition, expected, examples, round_number, read))
         except BadMessage as error:
+            if drop:
+                lost[node] = f"its reply {error};"
+                continue
             raise BadReply(
                 f"Round {round_number}: the reply of client {partition} {error}; mend the client and run again."
             ) from error
@@ -247,47 +332,53 @@ def check_replies(
     return [replies[partition] for partition in sorted(replies)]
 
 
-def _fault(content: RecordDict, partition: int, expected: Mapping[str, np.ndarray], examples: int) -> str | None:
-    """What is wrong with a reply, or None."""
-    if list(content.array_records) != ["arrays"] or list(content.metric_records) != ["metrics"]:
-        return "has not exactly one record of arrays and one of metrics"
+def _read_reply(
+    content: RecordDict,
+    partition: int,
+    expected: Mapping[str, np.ndarray],
+    examples: Mapping[int, int],
+    number: int,
+    read: Callable[[Arrays], Arrays],
+) -> Reply:
+    """A reply that fits; raises BadMessage for any other. Sizes are looked at before values."""
+    if (sorted(content), list(content.array_records)) != (["arrays", "metrics"], ["arrays"]) or (
+        list(content.metric_records) != ["metrics"]
+    ):
+        raise BadMessage("has not exactly one record of arrays and one of metrics")
     arrays, metrics = content["arrays"], content["metrics"]
     if differing := sorted(set(arrays) ^ set(expected)):
-        return f"has other array names than are expected ({len(differing)} differ, first {differing[0]!r})"
-    for name, sent in expected.items():
-        if tuple(arrays[name].shape) != sent.shape or arrays[name].dtype != str(sent.dtype):
-            return f"has {name} as {arrays[name].dtype}{tuple(arrays[name].shape)}, not {sent.dtype}{sent.shape}"
-        try:
-            array = arrays[name].numpy()
-        except Exception:
-            return f"has {name} in a form that cannot be read"
-        if array.shape != sent.shape or array.dtype != sent.dtype or not np.isfinite(array).all():
-            return f"has NaN, infinity or other contents than stated in {name}"
-    return _wrong_number(metrics, partition, examples)
+        raise BadMessage(
+            f"has other array names than are expected ({len(differing)} differ, first {differing[0]!r:.80})"
+        )
+    if fault := _wrong_number(metrics, partition, examples[partition], number):
+        raise BadMessage(fault)
+    values = {}
+    for name, like in sorted(expected.items()):
+        values[name] = plain_array(arrays[name], name, like.dtype, like.shape)
+        if not np.isfinite(values[name]).all():
+            raise BadMessage(f"has NaN or infinity in {name}")
+    return Reply(
+        partition=partition,
+        arrays=read(values),
+        examples=int(metrics["examples"]),
+        loss=float(metrics["loss"]),
+        metrics={name: metrics[name] for name in (*_NUMBERS, "unclipped") if name in metrics},
+        bytes_up=arrays.count_bytes(),
+    )
 
 
-def _wrong_number(metrics: Mapping[str, Any], partition: int, examples: int) -> str | None:
-    for name in ("partition", "examples", "loss", *_NUMBERS):
+def _wrong_number(metrics: Mapping[str, Any], partition: int, examples: int, number: int) -> str | None:
+    for name in ("partition", "round", "examples", "loss", *_NUMBERS):
         value = metrics.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST:
             return f"tells no usable {name} ({value!r:.40})"
     if metrics["partition"] != partition:
         return f"says that it comes from client {metrics['partition']}"
+    if metrics["round"] != number:
+        return f"is of round {metrics['round']}"
     if metrics["examples"] != examples:
         return f"counts {metrics['examples']} examples where {examples} were announced"
     return None
-
-
-def _reply(content: RecordDict, partition: int, read: Callable[[Arrays], Arrays]) -> Reply:
-    arrays, metrics = content["arrays"], content["metrics"]
-    return Reply(
-        partition=partition,
-        arrays=read({name: arrays[name].numpy() for name in sorted(arrays)}),
-        examples=int(metrics["examples"]),
-        loss=float(metrics["loss"]),
-        metrics={name: metrics[name] for name in _NUMBERS},
-        bytes_up=arrays.count_bytes(),
-    )
 
 
 def _reason(message: Message) -> str:
@@ -317,7 +408,7 @@ def _round_row(
     return {
         "round": number,
         "clients": len(replies),
-        "loss": sum(reply.loss * reply.examples for reply in replies) / examples,
+        "loss": sum(reply.loss * reply.examples for reply in replies) / examples if replies else None,
         "learning_rate": rate,
         "bytes_down": sum(row["bytes_down"] for row in clients),
         "bytes_up": sum(row["bytes_up"] for row in clients),

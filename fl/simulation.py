@@ -17,6 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fl.accounting import affordable_rounds
 from fl.errors import FederationError, LearningError, LostClients
 from fl.federation import TrainingJob, load_job
 from storage.adapters import committed_rounds
@@ -73,17 +74,18 @@ def run_job(job: TrainingJob, client_app: "ClientApp | None" = None) -> None:
     if job.tuning.kind == "none":
         _commit_untouched(job)
         return
-    if len(committed_rounds(job.run_folder)) > job.federation.rounds:
+    until = affordable_rounds(job.privacy, job.federation)
+    if len(committed_rounds(job.run_folder)) > until:
         from fl.server_app import check_same_job
 
         check_same_job(job, committed_rounds(job.run_folder))
-        append_event(job.run_folder, "finished", rounds=job.federation.rounds)
+        append_event(job.run_folder, "finished", rounds=until)
         return
     _prepare_environment(job)
     _run_in_simulation(job, client_app)
     done = len(committed_rounds(job.run_folder)) - 1
-    if done < job.federation.rounds:
-        raise FederationError(f"The job stopped after {max(done, 0)} of {job.federation.rounds} rounds; run it again.")
+    if done < until:
+        raise FederationError(f"The job stopped after {max(done, 0)} of {until} rounds; run it again.")
 
 
 def _commit_untouched(job: TrainingJob) -> None:

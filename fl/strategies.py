@@ -1,8 +1,8 @@
-"""How the replies of a round become the next adapter: weighted FedAvg, or as a value another of Flower's strategies."""
+"""How the replies of a round become the next adapter: weighted FedAvg, or as a value another strategy."""
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,14 @@ from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
     FedAvgM,
-    FedMedian,
-    FedTrimmedAvg,
     FedYogi,
-    Krum,
-    MultiKrum,
     QFedAvg,
 )
 
 from fl.averaging import weighted_mean
 from fl.errors import FederationError
-from fl.federation import Federation
+from fl.federation import MEANS, Federation
+from fl.robust import coordinate_median, geometric_median, multikrum, trimmed_mean
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,10 +31,6 @@ _FLOWER: dict[str, Callable[..., FedAvg]] = {
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
     "fedadagrad": FedAdagrad,
-    "fedmedian": FedMedian,
-    "fedtrimmedavg": FedTrimmedAvg,
-    "krum": Krum,
-    "multikrum": MultiKrum,
     "bulyan": Bulyan,
     "qfedavg": QFedAvg,
 }
@@ -52,9 +45,28 @@ class Reply:
     examples: int
     """Windows in the client's share: n_i of equation 1."""
     loss: float
+    """Mean negative log-likelihood of a token, nats, as the client says."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The other numbers the client sent."""
     bytes_up: int = 0
+
+
+def _chosen(replies: Sequence[Reply], weights: Sequence[int], options: Mapping[str, float], count: int) -> Arrays:
+    return multikrum([reply.arrays for reply in replies], weights, int(options.get("num_malicious_nodes", 0)), count)
+
+
+# Each takes replies in the order of their partitions, their weights, and the strategy's options.
+_ROBUST: dict[str, Callable[[Sequence[Reply], Sequence[int], Mapping[str, float]], Arrays]] = {
+    "fedmedian": lambda replies, _, __: coordinate_median([reply.arrays for reply in replies]),
+    "fedtrimmedavg": lambda replies, _, options: trimmed_mean(
+        [reply.arrays for reply in replies], options.get("beta", 0.2)
+    ),
+    "krum": lambda replies, weights, options: _chosen(replies, weights, options, 1),
+    "multikrum": lambda replies, weights, options: _chosen(
+        replies, weights, options, int(options.get("num_nodes_to_select", 1))
+    ),
+    "geomedian": lambda replies, _, __: geometric_median([reply.arrays for reply in replies]),
+}
 
 
 def aggregate(
@@ -71,20 +83,46 @@ def aggregate(
     resumed job goes on as if it had not stopped. Replies are summed by partition id. Raises FederationError when the
     strategy cannot work with these replies, or its result is not finite.
     """
-    ordered = sorted(replies, key=lambda reply: reply.partition)
-    if federation.strategy in {"fedavg", "fedprox"}:
-        arrays = weighted_mean([reply.arrays for reply in ordered], [reply.examples for reply in ordered])
-        next_state: Arrays = {}
-    else:
-        strategy = _restored(federation, current, state, learning_rate)
-        arrays = _aggregated_by_flower(strategy, federation.strategy, round_number, ordered)
-        next_state = _state(strategy)
+    ordered = [
+        replace(reply, examples=federation.weight(reply.examples))
+        for reply in sorted(replies, key=lambda reply: reply.partition)
+    ]
+    name, weights = federation.strategy, [reply.examples for reply in ordered]
+    if name in MEANS:
+        mean = weighted_mean([reply.arrays for reply in ordered], weights)
+        return next_adapter(federation, round_number, current, mean, state, learning_rate)
+    next_state: Arrays = {}
+    try:
+        if name in _ROBUST:
+            arrays = _ROBUST[name](ordered, weights, federation.strategy_options)
+            arrays = {key: array.astype(np.float32) for key, array in arrays.items()}
+        else:
+            strategy = _restored(federation, current, state, learning_rate)
+            arrays, next_state = _aggregated_by_flower(strategy, name, round_number, ordered), _state(strategy)
+    except ValueError as error:
+        raise FederationError(f"Round {round_number}: strategy {name} failed: {error}.") from error
+    return _finite(arrays, name, round_number), next_state
+
+
+def next_adapter(
+    federation: Federation, round_number: int, current: Arrays, mean: Arrays, state: Arrays, learning_rate: float
+) -> tuple[Arrays, Arrays]:
+    """As `aggregate`, for strategies that need of the replies nothing but their mean (federation.MEANS)."""
+    name = federation.strategy
+    if name in {"fedavg", "fedprox"}:
+        return _finite(mean, name, round_number), {}
+    strategy = _restored(federation, current, state, learning_rate)
+    arrays = _aggregated_by_flower(strategy, name, round_number, [Reply(0, mean, 1, 0.0)])
+    return _finite(arrays, name, round_number), _state(strategy)
+
+
+def _finite(arrays: Arrays, name: str, round_number: int) -> Arrays:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise FederationError(
-            f"Round {round_number}: strategy {federation.strategy} gave values that are not finite; "
+            f"Round {round_number}: strategy {name} gave values that are not finite; "
             "take a smaller learning rate or other strategy_options."
         )
-    return arrays, next_state
+    return arrays
 
 
 def _restored(federation: Federation, current: Arrays, state: Arrays, learning_rate: float) -> FedAvg:
@@ -139,7 +177,7 @@ def _aggregated_by_flower(strategy: FedAvg, name: str, round_number: int, replie
         )
         for reply in replies
     ]
-    # Two of Flower's strategies collect garbage after each array; all that torch has loaded would be looked through.
+    # Some of Flower's strategies collect garbage after each array; all that torch has loaded would be looked through.
     gc.freeze()
     try:
         arrays, _ = strategy.aggregate_train(round_number, messages)

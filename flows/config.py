@@ -7,9 +7,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
+from fl.accounting import privacy_plan
 from fl.event_settings import EventBaselines
-from fl.federation import Federation, check_downlink
+from fl.federation import Federation, check_downlink, check_privacy
 from fl.hyperparameters import LocalTraining, Tuning
+from fl.privacy import Privacy
 from flows.presets import PRESETS
 from storage.datasets import DatasetConfig
 from storage.instability import Instability
@@ -93,6 +95,8 @@ class RunConfig(BaseModel):
     """What a client does in a round."""
     federation: Federation = Federation()
     """Who trains when, and how results are combined."""
+    privacy: Privacy = Privacy()
+    """How updates are clipped and hidden, and how much of a site may be learned at most."""
     scoring: ScoringConfig = ScoringConfig()
     """Which adapters are scored, and how."""
     detection: DetectionConfig = DetectionConfig()
@@ -128,8 +132,9 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _download_that_can_be_coded(self) -> Self:
+    def _parts_that_fit(self) -> Self:
         check_downlink(self.tuning, self.federation)
+        check_privacy(self.privacy, self.tuning, self.federation)
         return self
 
     @classmethod
@@ -154,7 +159,7 @@ class RunConfig(BaseModel):
         found = {"clients a round": f"{drawn} (fraction {self.federation.fraction:g} of {self.federation.clients})"}
         if self.tuning.has_rank and self.tuning.alpha is None:
             found["alpha"] = f"{self.tuning.scale_numerator} (twice the rank {self.tuning.rank})"
-        return found
+        return found | (privacy_plan(self.privacy, self.federation) if self.privacy.is_on else {})
 
 
 def _forget_defaults(properties: dict[str, Any], handler: GetJsonSchemaHandler) -> None:

@@ -39,9 +39,11 @@ CLIENT_SCHEMA: dict[str, pl.DataType] = {
     "bytes_down": pl.UInt64(),
     "bytes_up": pl.UInt64(),
     "learning_rate": pl.Float64(),
+    "update_norm": pl.Float64(),
 }
 """One row a client and round. examples: windows in its share (n_i of equation 1); tokens: trained on, no padding;
-computed_tokens: after prefixes are shared; bytes: adapter as serialized in the message."""
+computed_tokens: after prefixes are shared; bytes: adapter as serialized in the message; update_norm: L2 norm of what it
+changed, before a norm bound, null under differential privacy."""
 
 ROUND_SCHEMA: dict[str, pl.DataType] = {
     "round": pl.UInt32(),
@@ -52,8 +54,11 @@ ROUND_SCHEMA: dict[str, pl.DataType] = {
     "bytes_down": pl.UInt64(),
     "bytes_up": pl.UInt64(),
     "adapter_hash": pl.String(),
+    "epsilon": pl.Float64(),
+    "clipping_norm": pl.Float64(),
 }
-"""One row a round. loss: mean over its clients, weighted by examples; null for round 0, the untouched model."""
+"""One row a round. loss: mean over its clients, weighted by examples; null for round 0, the untouched model, and for a
+round that drew nobody; epsilon: spent up to here, null without noise."""
 
 
 @dataclass(frozen=True)

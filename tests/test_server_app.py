@@ -107,7 +107,8 @@ def test_rounds_of_another_configuration_are_not_gone_on_with(tmp_path: Path, ti
     ("how", "kind", "told"),
     [
         ("raise", LostClients, "1 of 2 clients replied, 2 are needed; .*the disk of this site is full"),
-        ("NaN", BadReply, "NaN, infinity"),
+        ("NaN", BadReply, "NaN or infinity"),
+        ("round", BadReply, "is of round 1"),
         ("shape", BadReply, r"not float32\("),
         ("type", BadReply, "as float64"),
         ("name", BadReply, "other array names"),
@@ -150,7 +151,7 @@ def _reply(node: int, partition: int, metrics: dict[str, float] | None = None) -
     content = RecordDict(
         {
             "arrays": ArrayRecord({"w": Array(np.full(3, partition, np.float32))}),
-            "metrics": MetricRecord({"partition": partition, "examples": 5, **numbers, **(metrics or {})}),
+            "metrics": MetricRecord({"partition": partition, "round": 1, "examples": 5, **numbers, **(metrics or {})}),
         }
     )
     return Message(content, reply_to=Message(RecordDict(), dst_node_id=node, message_type="train"))

@@ -23,7 +23,7 @@ def clip_factor(norm: float, bound: float) -> float:
     return min(1.0, bound / norm) if norm > 0 else 1.0
 
 
-def bounded(arrays: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray], bound: float) -> tuple[Arrays, float]:
+def shortened(arrays: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray], bound: float) -> tuple[Arrays, float]:
     """`arrays` with their change since `start` scaled down to `bound`, and the norm it had.
 
     Where the change is within the bound, the arrays are as they were, to the bit.
