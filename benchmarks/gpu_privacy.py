@@ -30,7 +30,6 @@ from benchmarks.gpu_models import given_model, given_options, given_windows, kee
 from benchmarks.gpu_windows import JUDGED, DealtWindows
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
 from fl.averaging import weighted_mean
-from fl.update_norms import shortened, update_norm, update_of
 from fl.errors import LearningError
 from fl.federation import Federation, draw_clients
 from fl.hyperparameters import LocalTraining, Tuning, cosine_rate
@@ -38,9 +37,10 @@ from fl.local_training import train_locally
 from fl.metrics_table import metric_rows
 from fl.model import LoadedModel
 from fl.noise import seed_key
-from fl.privacy import Privacy, PrivateMean
+from fl.privacy import NO_PRIVACY, Privacy, PrivateMean
 from fl.robust import coordinate_median, geometric_median, multikrum, trimmed_mean
 from fl.scoring import score_sequences
+from fl.update_norms import shortened, update_norm, update_of
 
 Arrays = dict[str, np.ndarray]
 Combination = Literal["fedavg", "norm_bound", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "geomedian"]
@@ -50,7 +50,7 @@ _TOLD = ("score", "threshold_kind", "f1", "precision", "recall", "false_alarm_ra
 _SCORES = ("mean_token", "max_token")
 
 
-_LORA, _WITHOUT = Tuning(), Privacy()
+_LORA = Tuning()
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Experiment:
     rounds: int
     training: LocalTraining
     tuning: Tuning = _LORA
-    privacy: Privacy = _WITHOUT
+    privacy: Privacy = NO_PRIVACY
     combination: Combination = "fedavg"
     attack: Attack = "none"
     hostile: int = 0
@@ -89,7 +89,7 @@ def experiments(tiny: bool) -> Iterator[Experiment]:
 
 def _central(multiplier: float) -> Privacy:
     # The notebook's clipping norm; noise by a seed, to be repeated.
-    return Privacy("central", multiplier, clipping_norm=0.5, noise_source="seed") if multiplier >= 0 else Privacy()
+    return Privacy("central", multiplier, clipping_norm=0.5, noise_source="seed") if multiplier >= 0 else NO_PRIVACY
 
 
 def _quality(tiny: bool) -> list[Experiment]:

@@ -13,8 +13,7 @@ Local noise compares a site's own data, all of which may be other: 2 C, over the
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 
@@ -90,18 +89,10 @@ class Accountant:
     def _renyi(self, rounds: int) -> float:
         from dp_accounting.rdp import compute_epsilon
 
-        return float(compute_epsilon(_ORDERS, rounds * self._renyi_of_a_round, self.privacy.delta)[0])
-
-    @cached_property
-    def _renyi_of_a_round(self) -> np.ndarray:
-        """Renyi divergences of one round, at the orders."""
-        import dp_accounting as dp
-        from dp_accounting.rdp import RdpAccountant
-
-        event, neighbours = self._round
-        accountant = RdpAccountant(_ORDERS, getattr(dp.NeighboringRelation, neighbours))
-        accountant.compose(event)
-        return np.asarray(accountant._rdp)
+        federation = self.federation
+        sizes = (federation.clients, federation.clients_per_round) if federation.draws == "fixed" else None
+        of_a_round = _renyi_of_a_round(self._multiplier, federation.fraction, sizes)
+        return float(compute_epsilon(_ORDERS, rounds * of_a_round, self.privacy.delta)[0])
 
     def _discretized(self, rounds: int) -> float:
         """From the distribution of the privacy loss: less than by Renyi's, but only for Poisson draws, in 0.6."""
@@ -110,23 +101,26 @@ class Accountant:
 
         if self.federation.draws != "poisson" or self._multiplier < _DISCRETIZED:
             return np.inf
-        event, neighbours = self._round
-        accountant = PLDAccountant(getattr(dp.NeighboringRelation, neighbours))
-        accountant.compose(event, rounds)
+        a_round = dp.PoissonSampledDpEvent(self.federation.fraction, dp.GaussianDpEvent(self._multiplier))
+        accountant = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+        accountant.compose(a_round, rounds)
         return float(accountant.get_epsilon(self.privacy.delta))
 
-    @property
-    def _round(self) -> tuple[Any, str]:
-        """A round as dp-accounting's event, and which of its relations fits."""
-        import dp_accounting as dp
 
-        noise, federation = dp.GaussianDpEvent(self._multiplier), self.federation
-        if federation.draws == "poisson":
-            return dp.PoissonSampledDpEvent(federation.fraction, noise), "ADD_OR_REMOVE_ONE"
-        return (
-            dp.SampledWithoutReplacementDpEvent(federation.clients, federation.clients_per_round, noise),
-            "REPLACE_ONE",
-        )
+@lru_cache(maxsize=8)
+def _renyi_of_a_round(multiplier: float, probability: float, sizes: tuple[int, int] | None) -> np.ndarray:
+    """Renyi divergences of one round at the orders; `sizes`: all clients and those drawn, where draws are fixed."""
+    import dp_accounting as dp
+    from dp_accounting.rdp import RdpAccountant
+
+    noise = dp.GaussianDpEvent(multiplier)
+    if sizes is None:
+        accountant = RdpAccountant(_ORDERS, dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+        accountant.compose(dp.PoissonSampledDpEvent(probability, noise))
+    else:
+        accountant = RdpAccountant(_ORDERS, dp.NeighboringRelation.REPLACE_ONE)
+        accountant.compose(dp.SampledWithoutReplacementDpEvent(*sizes, noise))
+    return np.asarray(accountant._rdp)  # there is no public way to it
 
 
 def affordable_rounds(privacy: Privacy, federation: Federation) -> int:

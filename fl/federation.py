@@ -13,7 +13,7 @@ from fl.bounds import bounded
 from fl.codecs import Codec, CodecName, DenseName
 from fl.errors import FederationError
 from fl.hyperparameters import LocalTraining, Tuning
-from fl.privacy import Privacy
+from fl.privacy import NO_PRIVACY, Privacy
 
 JOB = "job.json"
 
@@ -264,7 +264,7 @@ class TrainingJob:
     tuning: Tuning
     training: LocalTraining
     federation: Federation
-    privacy: Privacy = Privacy()  # noqa: RUF009 (frozen)
+    privacy: Privacy = NO_PRIVACY
     quantization: str = "none"
     device: str = "auto"
     threads: int = field(default_factory=available_cores)

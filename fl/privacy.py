@@ -122,6 +122,10 @@ class Privacy:
         return rest**-0.5
 
 
+NO_PRIVACY = Privacy()
+"""Updates as they are."""
+
+
 class PrivateMean:
     """The mean of clipped updates under central noise, added one at a time; it holds two adapters' worth of float64.
 

@@ -172,7 +172,9 @@ def train_round(
         drop=federation.bad_replies == "drop",
     )
     arrays, state = _combined(combination, number, exchange, replies, last.state(), rate, key)
-    private = _private_facts(job, number, clipping_norm, combination.next_clipping_norm(number, replies, key))
+    counts = _participations(last, drawn)
+    next_norm = combination.next_clipping_norm(number, replies, key)
+    private = _private_facts(job, number, max(counts.values(), default=0), clipping_norm, next_norm)
     clients = [_client_row(reply, number, sent.count_bytes(), rate) for reply in replies]
     summary = _round_row(number, replies, clients, rate, adapter_hash(arrays)) | {"seconds": time.monotonic() - started}
     summary |= {name: private[name] for name in ("epsilon", "clipping_norm") if name in private}
@@ -188,7 +190,7 @@ def train_round(
             "job": job.fingerprint(),
             "drawn": drawn,
             **_counted(job, counted, replies, number),
-            **({"privacy": private} if private else {}),
+            **({"privacy": private, "participations": counts} if private else {}),
         },
     )
     append_event(job.run_folder, "committed", **{**summary, "of": federation.rounds})
@@ -226,15 +228,28 @@ def _noise_key(job: TrainingJob, last: CommittedRound) -> bytes:
     return noise_key(job.run_folder, is_begun=last.number > 0)
 
 
-def _private_facts(job: TrainingJob, number: int, clipping_norm: float, next_norm: float) -> dict[str, Any]:
-    """What the rounds so far have spent; nothing where updates are not clipped. No epsilon stands for no bound."""
+def _participations(last: CommittedRound, drawn: Sequence[int]) -> dict[str, int]:
+    """In how many rounds each site was drawn, up to and with this one."""
+    before: dict[str, int] = last.facts.get("participations", {})
+    return before | {str(site): before.get(str(site), 0) + 1 for site in drawn}
+
+
+def _private_facts(
+    job: TrainingJob, number: int, participations: int, clipping_norm: float, next_norm: float
+) -> dict[str, Any]:
+    """What the rounds so far have spent; nothing where updates are not clipped. No epsilon stands for no bound.
+
+    `participations`: of the site that was drawn most often.
+    """
     if not job.privacy.is_on:
         return {}
     accountant = Accountant(job.privacy, job.federation)
-    epsilon = accountant.epsilon(number)
+    spent = {"epsilon": accountant.epsilon(number)}
+    if job.privacy.noise == "central":
+        spent["known_epsilon"] = accountant.epsilon_known(participations)
     return {
         "noise": job.privacy.noise,
-        "epsilon": epsilon if math.isfinite(epsilon) else None,
+        **{name: epsilon if math.isfinite(epsilon) else None for name, epsilon in spent.items()},
         "delta": job.privacy.delta,
         "holds_for": accountant.relation,
         "clipping_norm": clipping_norm,

@@ -11,7 +11,7 @@ from fl.accounting import privacy_plan
 from fl.event_settings import EventBaselines
 from fl.federation import Federation, check_downlink, check_privacy
 from fl.hyperparameters import LocalTraining, Tuning
-from fl.privacy import Privacy
+from fl.privacy import NO_PRIVACY, Privacy
 from flows.presets import PRESETS
 from storage.datasets import DatasetConfig
 from storage.instability import Instability
@@ -95,7 +95,7 @@ class RunConfig(BaseModel):
     """What a client does in a round."""
     federation: Federation = Federation()
     """Who trains when, and how results are combined."""
-    privacy: Privacy = Privacy()
+    privacy: Privacy = NO_PRIVACY
     """How updates are clipped and hidden, and how much of a site may be learned at most."""
     scoring: ScoringConfig = ScoringConfig()
     """Which adapters are scored, and how."""

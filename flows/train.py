@@ -107,4 +107,5 @@ def _decisive(config: RunConfig, prepared: Prepared, start: Stage | None) -> dic
         "quantization": config.model.quantization,
         "device": config.model.device,
         "start": start,
+        "privacy": config.privacy,
     }

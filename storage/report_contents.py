@@ -13,6 +13,7 @@ from storage.report_tables import (
     kind_table,
     paper_table,
     population_table,
+    privacy_table,
     round_table,
     rule_table,
     threshold_table,
@@ -32,6 +33,7 @@ _TABLES: list[Callable[[Summary], Table]] = [
     round_table,
     paper_table,
     cost_table,
+    privacy_table,
     data_table,
 ]
 

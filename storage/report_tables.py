@@ -306,6 +306,30 @@ def cost_table(summary: Summary) -> Table:
     return Table("Costs", ["", "this run", "full fine-tuning"], rows if cost.client_rounds else rows[7:9])
 
 
+def privacy_table(summary: Summary) -> Table:
+    """What the rounds spent of a site's privacy."""
+    found = summary.training.privacy
+    if found is None:
+        return Table("Differential privacy", [], [])
+    rows: list[list[Cell]] = [
+        ["noise", f"{found.noise}, on updates clipped to an L2 norm of {found.clipping_norm:.4g}"],
+        ["epsilon spent", _epsilon(found.epsilon)],
+        ["delta", f"{found.delta:g}"],
+        ["compares", found.holds_for],
+    ]
+    if found.noise == "central":
+        rows.insert(2, ["epsilon for those who know who was drawn", _epsilon(found.known_epsilon)])
+    note = (
+        "Of the adapters of all rounds together. It does not cover what else is told of a site: who was drawn, its "
+        "number of windows, its losses and times."
+    )
+    return Table("Differential privacy", ["", "this run"], rows, note)
+
+
+def _epsilon(value: float | None) -> str:
+    return "without bound" if value is None else f"{value:.4g}"
+
+
 def data_table(summary: Summary) -> Table:
     """What the data hold, and the splits."""
     names = ["train", "calibration", "validation", "test", "unused"]

@@ -76,6 +76,21 @@ class DataFacts(_Facts):
     """Training windows of each client."""
 
 
+class PrivacyFacts(_Facts):
+    """What a site's data are protected by, as the last round has it."""
+
+    noise: str
+    epsilon: float | None
+    """Spent by all rounds; none: without bound."""
+    delta: float
+    holds_for: str
+    """Which federations epsilon compares."""
+    clipping_norm: float
+    next_clipping_norm: float
+    known_epsilon: float | None = None
+    """As epsilon, for those who know who was drawn when; none: without bound, or with local noise the same."""
+
+
 class TrainingFacts(_Facts):
     """What training and scoring cost."""
 
@@ -108,6 +123,7 @@ class TrainingFacts(_Facts):
     """Peak memory of the process (of the device on CUDA) while windows are scored."""
     latency_windows: int = 0
     """How many were timed."""
+    privacy: PrivacyFacts | None = None
     together_ms: float | None = None
     """Time of scoring a distinct window together with all others, by their prefix tree: its share of the whole."""
     together_windows: int = 0

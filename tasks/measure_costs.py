@@ -7,7 +7,7 @@ import polars as pl
 from fl.hyperparameters import LocalTraining, Tuning
 from storage.adapters import committed_rounds
 from storage.stages import NewStage, Stage
-from storage.summaries import TrainingFacts
+from storage.summaries import PrivacyFacts, TrainingFacts
 from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
 from tasks.stage_task import stage
@@ -104,4 +104,5 @@ def _training_facts(model: Stage, trained: Stage, scored: Stage, training: Local
         train_seconds=float(seconds),
         score_seconds=float(scored.counts["seconds"]),
         peak_memory_mb=float(peak) if peak is not None else None,  # type: ignore[arg-type]
+        privacy=PrivacyFacts.model_validate(told) if (told := rounds[-1].facts.get("privacy")) else None,
     )

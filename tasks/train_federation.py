@@ -15,6 +15,7 @@ from typing import Any
 from fl.errors import FederationError, LostClients
 from fl.federation import Federation, TrainingJob, save_job
 from fl.hyperparameters import LocalTraining, Tuning
+from fl.privacy import NO_PRIVACY, Privacy
 from storage.adapters import ADAPTER, committed_rounds
 from storage.events import read_events
 from storage.executions import training_seconds
@@ -48,6 +49,7 @@ def train_federation(
     device: str,
     run_id: str,
     start: Stage | None = None,
+    privacy: Privacy = NO_PRIVACY,
 ) -> None:
     """Train round after round in the run's folder; a retry goes on after the last committed round.
 
@@ -62,6 +64,7 @@ def train_federation(
         tuning=tuning,
         training=training,
         federation=federation,
+        privacy=privacy,
         quantization=quantization,
         device=device,
     )

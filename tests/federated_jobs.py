@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from fl.adapter import Tuning
 from fl.federation import Federation, TrainingJob, save_job
 from fl.local_training import LocalTraining
+from fl.privacy import NO_PRIVACY, Privacy
 
 
 def write_shares(folder: Path, clients: int = 4) -> Path:
@@ -41,6 +42,7 @@ def small_job(
     model: Path,
     shares: Path,
     tuning: Tuning = Tuning(rank=2),  # noqa: B008 (frozen)
+    privacy: Privacy = NO_PRIVACY,
     **federation: Any,  # noqa: ANN401
 ) -> TrainingJob:
     """A job of 4 clients, 2 a round, saved in its run folder."""
@@ -52,6 +54,7 @@ def small_job(
         tuning=tuning,
         training=LocalTraining(steps=3, batch_size=4),
         federation=Federation(**{"rounds": 3, "clients": 4, "fraction": 0.5, "seed": 7, **federation}),
+        privacy=privacy,
         device="cpu",
         threads=1,
     )
