@@ -21,7 +21,7 @@ Draws = Literal["fixed", "poisson"]
 
 
 def epsilon(multiplier: float, clients: int, drawn: int, rounds: int, draws: Draws, known: bool = False) -> float:
-    """Of all rounds under central noise, at delta 1e-3; `known`: for a site that is drawn every time, for all to see."""
+    """Of all rounds, central noise, delta 1e-3; `known`: for a site that is drawn every time, for all to see."""
     federation = Federation(clients=clients, fraction=drawn / clients, rounds=rounds, draws=draws)
     accountant = Accountant(Privacy("central", multiplier, delta=_DELTA), federation)
     return accountant.epsilon_known(rounds) if known else accountant.epsilon(rounds)

