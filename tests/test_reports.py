@@ -14,11 +14,12 @@ from fl.metrics_table import Windows
 from storage import figures
 from storage.errors import FormatError
 from storage.report_contents import tables
-from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table
+from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table, privacy_table
 from storage.reports import html_report, markdown_report, terminal_text, title, write_report
 from storage.summaries import (
     Alert,
     DataFacts,
+    PrivacyFacts,
     RunFacts,
     Summary,
     SurprisingMessage,
@@ -331,3 +332,21 @@ def test_cells_read_well() -> None:
     assert [cell_text(cell) for cell in (None, 1234567, 0.12345, 12345.6, "x", Percent(0.5))] == [
         NONE, "1,234,567", "0.123", "12,346", "x", "50.00 %",
     ]  # fmt: skip
+
+
+def test_a_private_run_says_what_it_spent_and_any_other_says_nothing() -> None:
+    assert not privacy_table(_summary()).rows
+    spent = PrivacyFacts(
+        noise="central",
+        epsilon=2.125,
+        known_epsilon=None,
+        delta=1e-3,
+        holds_for="federations with and without one site",
+        clipping_norm=0.5,
+        next_clipping_norm=0.5,
+    )
+    summary = _summary()
+    summary = summary.model_copy(update={"training": summary.training.model_copy(update={"privacy": spent})})
+    text = markdown_table(privacy_table(summary))
+    for told in ("| epsilon spent | 2.125 |", "without bound", "| delta | 0.001 |", "with and without one site"):
+        assert told in text
