@@ -145,13 +145,14 @@ def _protected(
     """
     if "privacy" not in config:
         return trained, {}
-    privacy, before = Privacy(**json.loads(str(config["privacy"]))), {name: start[name] for name in trained}
+    privacy, norm = Privacy(**json.loads(str(config["privacy"]))), float(config["clipping-norm"])
+    before = {name: start[name] for name in trained}
     if privacy.noise == "central":
-        clipped, is_whole = clipped_update(trained, before, privacy.clipping_norm)
+        clipped, is_whole = clipped_update(trained, before, norm)
         return clipped, {"unclipped": int(is_whole)} if privacy.is_adaptive else {}
     purpose = f"{config['run']} {config['round']} {site.partition}"
     key = _noise_key(site, config, privacy)
-    return hidden_update(trained, before, privacy.clipping_norm, privacy.noise_multiplier, key, purpose), {}
+    return hidden_update(trained, before, norm, privacy.noise_multiplier, key, purpose), {}
 
 
 def _noise_key(site: Site, config: dict[str, Any], privacy: Privacy) -> bytes:

@@ -112,7 +112,7 @@ def _ask_for_partitions(grid: Grid, node_ids: Sequence[int]) -> Iterator[Message
 
 def commit_first_adapter(grid: Grid, job: TrainingJob, node: int) -> CommittedRound:
     """Commit the untrained adapter, as one client makes it from model, tuning and seed, as round 0."""
-    content = RecordDict({"config": _config(job, 0, 0.0)})
+    content = RecordDict({"config": round_config(job, 0, 0.0)})
     [reply] = grid.send_and_receive([Message(content, dst_node_id=node, message_type="query.adapter")])
     if reply.has_error():
         raise LostClients(f"No first adapter: {_reason(reply)}")
@@ -152,12 +152,15 @@ def train_round(
     counted: dict[str, int] = last.facts.get("counted", {})
     messages = [
         Message(
-            RecordDict({"arrays": sent, "config": _config(job, number, rate, counted.get(str(partition), 0), last)}),
+            RecordDict({"arrays": sent, "config": round_config(job, number, rate, counted.get(str(partition), 0))}),
             dst_node_id=nodes[partition],
             message_type="train",
         )
         for partition in drawn
     ]
+    if job.privacy.is_on:
+        for message in messages:
+            message.content["config"]["clipping-norm"] = clipping_norm
     received = replies_as_they_come(grid, messages, federation.round_timeout)
     partitions = {nodes[partition]: partition for partition in drawn}
     replies = check_replies(
@@ -264,19 +267,17 @@ def _counted(job: TrainingJob, before: Mapping[str, int], replies: list[Reply], 
     return {"counted": {**before, **{str(reply.partition): number for reply in replies}}}
 
 
-def _config(
-    job: TrainingJob, number: int, rate: float, residual_of: int = 0, last: CommittedRound | None = None
-) -> ConfigRecord:
+def round_config(job: TrainingJob, number: int, rate: float, residual_of: int = 0) -> ConfigRecord:
     """What a client must know to train: no data, and no path of anybody's machine.
 
-    With error feedback, `residual_of` is the round whose residual its next message adds to. `last` is the round before.
+    With error feedback, `residual_of` is the round whose residual its next message adds to.
     """
     training = replace(job.training, **job.federation.client_options)
     feedback = {"run": job.run_id, "residual-of": residual_of} if job.federation.keeps_residuals else {}
     return ConfigRecord(
         {
             **feedback,
-            **_clipping(job, last),
+            **({"run": job.run_id, "privacy": json.dumps(asdict(job.privacy))} if job.privacy.is_on else {}),
             "uplink": json.dumps(asdict(job.federation.uplink)),
             "downlink": json.dumps(asdict(job.federation.downlink)),
             "round": number,
@@ -287,14 +288,6 @@ def _config(
             "training": json.dumps(asdict(training)),
         }
     )
-
-
-def _clipping(job: TrainingJob, last: CommittedRound | None) -> dict[str, Any]:
-    """What a client must know to clip and hide its update; nothing where it sends it as it is."""
-    if not job.privacy.is_on or last is None:
-        return {}
-    privacy = asdict(replace(job.privacy, clipping_norm=clipping_norm_after(job.privacy, last.facts)))
-    return {"run": job.run_id, "privacy": json.dumps(privacy)}
 
 
 def check_replies(
