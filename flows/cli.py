@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from flows.certs_command import certs
 from flows.compare_command import compare
 from flows.detect_command import detect
 from flows.export_command import export
@@ -122,8 +123,8 @@ def query(
     show_query(sql, view)
 
 
-for service_command in (up, down, status, promote, rollback, compare, detectors, export, detect, report, sweep):
-    app.command()(service_command)
+for command in (up, down, status, promote, rollback, compare, detectors, export, detect, report, sweep, certs):
+    app.command()(command)
 
 
 @contextmanager
