@@ -24,6 +24,11 @@ from storage.events import append_event
 
 app = ServerApp()
 
+Join = Callable[[Grid, int], tuple[dict[int, int], dict[int, int]]]
+"""Given the grid and the number of clients: the node and the number of windows of each partition."""
+Committed = Callable[[CommittedRound, Mapping[int, int]], None]
+"""Takes a round and the node of each partition."""
+
 _JOIN_SECONDS = 300.0
 """How long to wait until every client's node is there."""
 _ASKED_AT_ONCE = 100
@@ -41,18 +46,25 @@ def main(grid: Grid, context: Context) -> None:
     train_federation(grid, load_job(Path(str(folder))))
 
 
-def train_federation(grid: Grid, job: TrainingJob) -> None:
-    """Train the rounds that are not committed yet; each is on disk before the next begins."""
+def train_federation(
+    grid: Grid, job: TrainingJob, join: Join | None = None, committed: Committed | None = None
+) -> None:
+    """Train the rounds that are not committed yet; each is on disk before the next begins.
+
+    `join` finds the clients (None: `find_clients`); `committed` is called with each round once it is on disk.
+    """
     discard_unfinished(job.run_folder)
     rounds = committed_rounds(job.run_folder)
     check_same_job(job, rounds)
     federation = job.federation
     append_event(job.run_folder, "started", rounds=federation.rounds, committed=max(0, len(rounds) - 1))
-    nodes, examples = find_clients(grid, federation.clients)
+    nodes, examples = (join or find_clients)(grid, federation.clients)
     last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0])
     first = (rounds[0] if rounds else last).arrays() if federation.downlink_codec != "none" else {}
     while last.number < federation.rounds:
         last = train_round(grid, job, last, first, nodes, examples)
+        if committed is not None:
+            committed(last, nodes)
     append_event(job.run_folder, "finished", rounds=last.number)
 
 
@@ -94,7 +106,7 @@ def _ask_for_partitions(grid: Grid, node_ids: Sequence[int]) -> Iterator[Message
 
 def commit_first_adapter(grid: Grid, job: TrainingJob, node: int) -> CommittedRound:
     """Commit the untrained adapter, as one client makes it from model, tuning and seed, as round 0."""
-    content = RecordDict({"config": _config(job, 0, 0.0)})
+    content = RecordDict({"config": round_config(job, 0, 0.0)})
     [reply] = grid.send_and_receive([Message(content, dst_node_id=node, message_type="query.adapter")])
     if reply.has_error():
         raise LostClients(f"No first adapter: {_reason(reply)}")
@@ -128,7 +140,7 @@ def train_round(
     counted: dict[str, int] = last.facts.get("counted", {})
     messages = [
         Message(
-            RecordDict({"arrays": sent, "config": _config(job, number, rate, counted.get(str(partition), 0))}),
+            RecordDict({"arrays": sent, "config": round_config(job, number, rate, counted.get(str(partition), 0))}),
             dst_node_id=nodes[partition],
             message_type="train",
         )
@@ -179,7 +191,7 @@ def _counted(job: TrainingJob, before: Mapping[str, int], replies: list[Reply], 
     return {"counted": {**before, **{str(reply.partition): number for reply in replies}}}
 
 
-def _config(job: TrainingJob, number: int, rate: float, residual_of: int = 0) -> ConfigRecord:
+def round_config(job: TrainingJob, number: int, rate: float, residual_of: int = 0) -> ConfigRecord:
     """What a client must know to train: no data, and no path of anybody's machine.
 
     With error feedback, `residual_of` is the round whose residual its next message adds to.

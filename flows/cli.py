@@ -13,9 +13,11 @@ from flows.certs_command import certs
 from flows.compare_command import compare
 from flows.detect_command import detect
 from flows.export_command import export
+from flows.link_command import superlink
 from flows.promote_command import detectors, promote, rollback
 from flows.report_command import report
 from flows.services_commands import down, status, up
+from flows.site_command import site
 from flows.sweep_command import sweep
 
 if TYPE_CHECKING:
@@ -123,7 +125,22 @@ def query(
     show_query(sql, view)
 
 
-for command in (up, down, status, promote, rollback, compare, detectors, export, detect, report, sweep, certs):
+for command in (
+    up,
+    down,
+    status,
+    promote,
+    rollback,
+    compare,
+    detectors,
+    export,
+    detect,
+    report,
+    sweep,
+    certs,
+    superlink,
+    site,
+):
     app.command()(command)
 
 

@@ -128,6 +128,8 @@ def _server(folder: Path, addresses: Sequence[str]) -> bool:
     if set(wanted) == set(before) and (place / SERVER_KEY).is_file():
         return False
     signer = serialization.load_pem_private_key((folder / "authority" / "ca.key").read_bytes(), None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise SourceError(f"{folder / 'authority' / 'ca.key'} is not a key that `atalaia certs` made.")
     authority = x509.load_pem_x509_certificate((folder / "authority" / CA).read_bytes())
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted[-1])])
@@ -138,7 +140,7 @@ def _server(folder: Path, addresses: Sequence[str]) -> bool:
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
     signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())  # type: ignore[arg-type]
     builder = builder.add_extension(signed_by, False)
-    certificate = builder.sign(signer, hashes.SHA384())  # type: ignore[arg-type]  (the key is our own, on a curve)
+    certificate = builder.sign(signer, hashes.SHA384())
     _write_key(place / SERVER_KEY, key)
     _write(place / SERVER, certificate.public_bytes(serialization.Encoding.PEM))
     return True
