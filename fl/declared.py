@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fl.errors import FederationError
 from fl.exchange import UPDATE, Arrays
 
-ADMIT, ADAPTER, TRAIN, JUDGE = "query.rules", "query.adapter", "train", "evaluate"
+ADMIT, ADAPTER, TRAIN, JUDGE, DONE = "query.rules", "query.adapter", "train", "evaluate", "query.done"
 
 _TRAINING = {
     "partition": "the site's number",
@@ -44,6 +44,7 @@ NUMBERS: dict[str, dict[str, str]] = {
     ADAPTER: {},
     TRAIN: _TRAINING,
     JUDGE: _JUDGING,
+    DONE: {},
 }
 """The numbers of each kind of reply, with what they mean."""
 WITH_ARRAYS = (ADAPTER, TRAIN)

@@ -29,6 +29,8 @@ app = ServerApp()
 
 _LOOK_SECONDS = 1.0
 """Between two looks for sites that have joined."""
+_FAREWELL_SECONDS = 30.0
+"""How long the end waits for sites that are not there."""
 
 
 @app.main()
@@ -53,6 +55,7 @@ def run_rounds(grid: Grid, job: TrainingJob, federation: FederationOfSites) -> N
     rounds = committed_rounds(job.run_folder)
     if len(rounds) > job.federation.rounds and _is_judged(job, rounds[-1].number):
         append_event(job.run_folder, "finished", rounds=rounds[-1].number)
+        dismiss_sites(grid, federation)
         return
 
     def join(grid: Grid, clients: int) -> tuple[dict[int, int], dict[int, int]]:
@@ -63,6 +66,7 @@ def run_rounds(grid: Grid, job: TrainingJob, federation: FederationOfSites) -> N
         return federation.nodes, examples
 
     train_federation(grid, job, join, partial(judge_round, grid, job, federation))
+    dismiss_sites(grid, federation)
 
 
 def _is_judged(job: TrainingJob, number: int) -> bool:
@@ -78,7 +82,7 @@ def admit_sites(grid: Grid, job: TrainingJob, federation: FederationOfSites) -> 
     partitions = {node: partition for partition, node in federation.nodes.items()}
     examples: dict[int, int] = {}
     refused: dict[int, str] = {}
-    while len(examples) < len(partitions):
+    while True:
         waiting = [node for node in grid.get_node_ids() if partitions.get(node, -1) not in {-1, *examples}]
         for reply in _asked(grid, waiting, partitions, federation):
             partition = partitions[reply.metadata.src_node_id]
@@ -91,6 +95,8 @@ def admit_sites(grid: Grid, job: TrainingJob, federation: FederationOfSites) -> 
                 examples[partition] = _admitted(reply, partition, federation)
                 refused.pop(partition, None)
                 append_event(job.run_folder, "joined", site=federation.names[partition], examples=examples[partition])
+        if len(examples) == len(partitions):
+            break
         if time.monotonic() > deadline:
             missing = sorted(set(partitions.values()) - set(examples))
             told_by = "; ".join(f"{federation.names[each]}: {refused.get(each, 'not there')}" for each in missing)
@@ -150,15 +156,35 @@ def judge_round(
         for node in nodes.values()
     ]
     partitions = {node: partition for partition, node in nodes.items()}
-    rows = []
+    rows, missing = [], dict.fromkeys(nodes, "no answer")
     for reply in grid.send_and_receive(messages, timeout=job.federation.round_timeout):
+        # An answer that Flower makes for a node that is gone comes from the link itself.
         partition = partitions.get(reply.metadata.src_node_id)
         if partition is None:
             continue
         if reply.has_error():
-            reason = str(reply.error.reason or "no reason given")[:200]
-            append_event(job.run_folder, "unjudged", site=federation.names[partition], reason=reason)
+            missing[partition] = str(reply.error.reason or "no reason given")[:200]
         else:
             rows.append(_told(reply, "evaluate", partition, federation))
+            del missing[partition]
+    for partition, reason in missing.items():
+        append_event(job.run_folder, "unjudged", site=federation.names[partition], reason=reason)
     append_numbers(job.run_folder, found.number, sorted(rows, key=lambda row: int(row["partition"])))
     append_event(job.run_folder, "judged", round=found.number, sites=len(rows))
+
+
+def dismiss_sites(grid: Grid, federation: FederationOfSites) -> None:
+    """Tell the sites that it is over, as they come; those that do not come for a while hear it when they do.
+
+    Only then may they go: Flower gives no reply of a node that has gone since.
+    """
+    deadline = time.monotonic() + _FAREWELL_SECONDS
+    left = set(federation.nodes.values())
+    while left and time.monotonic() < deadline:
+        here = [node for node in grid.get_node_ids() if node in left]
+        if not here:
+            time.sleep(_LOOK_SECONDS)
+            continue
+        messages = [Message(RecordDict(), dst_node_id=node, message_type="query.done") for node in here]
+        grid.send_and_receive(messages, timeout=_FAREWELL_SECONDS)
+        left -= set(here)

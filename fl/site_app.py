@@ -43,6 +43,9 @@ class Member(Protocol):
     def judge(self, config: Mapping[str, Any], adapter: Arrays, *, last: bool) -> Mapping[str, float]:
         """How the adapter does on the site's own windows; with the last one also the alerts."""
 
+    def finish(self) -> None:
+        """The federation is over."""
+
 
 def site_app(member: Member) -> ClientApp:
     """The client app of a site."""
@@ -69,6 +72,11 @@ def site_app(member: Member) -> ClientApp:
         last = bool(config.pop("last"))
         member.expect(config)
         return _numbers(message, member.judge(config, arrays_of(message.content), last=last))
+
+    @client.query("done")
+    def finish(message: Message, context: Context) -> Message:
+        member.finish()
+        return Message(RecordDict(), reply_to=message)
 
     return client
 

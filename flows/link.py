@@ -199,6 +199,10 @@ class LinkRun:
                 )
 
     def _service(self) -> Service:
+        return Service("superlink", tuple(self.command()), answers=self._answers, address=self._settings.address)
+
+    def command(self) -> list[str]:
+        """Flower's SuperLink with TLS and the sites' keys; what only this machine needs listens on loopback alone."""
         settings = self._settings
         files = {"--ssl-ca-certfile": CA, "--ssl-certfile": SERVER, "--ssl-keyfile": SERVER_KEY}
         command = [str(Path(sys.executable).parent / "flower-superlink"), "--enable-supernode-auth"]
@@ -207,7 +211,7 @@ class LinkRun:
         command += ["--fleet-api-address", settings.address, "--disable-runtime-dependency-installation"]
         command += ["--control-api-address", f"127.0.0.1:{settings.control_port}"]
         command += ["--serverappio-api-address", f"127.0.0.1:{settings.app_port}"]
-        return Service("superlink", tuple(command), answers=self._answers, address=settings.address)
+        return command
 
     def _answers(self, started: float) -> bool:
         link = Link(f"127.0.0.1:{self._settings.control_port}", self._settings.certs / CA)
@@ -245,6 +249,8 @@ def _environment(folder: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "FLWR_HOME": str(folder / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
+        # At its usual level it writes a line for each question of each site.
+        "FLWR_LOG_LEVEL": "WARNING",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -90,6 +90,7 @@ class SiteMember:
         self.folder = site_folder(settings.name, layout)
         self.outcome = SiteOutcome()
         self.finished = False
+        """Whether the link has said that it is over."""
         self.refusal: Exception | None = None
         self._membership: _Membership | None = None
 
@@ -189,8 +190,11 @@ class SiteMember:
         if last:
             forget_model()
             alerts = self._alerts(adapter, number, judged_by=judging, judged=judged)
-            self.finished = True
         return judged.numbers(member.number, alerts)
+
+    def finish(self) -> None:
+        """The federation is over: the link has what it wants."""
+        self.finished = True
 
     def _alerts(self, adapter: "Arrays", number: int, judged_by: Judging, judged: Any) -> int:  # noqa: ANN401
         from safetensors.numpy import save
@@ -366,4 +370,9 @@ def _words(kind: str, message: Any, numbers: Mapping[str, float], array_bytes: i
             f"round {number}: loss {numbers['loss']:.3f} on calibration windows, "
             f"{numbers['flagged_windows']:.0f} of {numbers['held_out_windows']:.0f} held-out windows flagged"
         )
-    return f"answered {kind}" if kind != "query.rules" else "told the link how many windows there are"
+    words = {
+        "query.rules": "told the link how many windows there are",
+        "query.adapter": "made the untrained adapter for all",
+        "query.done": "the federation is over",
+    }
+    return words.get(kind, kind)

@@ -92,6 +92,8 @@ def rules_of(config: RunConfig, weights_sha256: str, sites: int) -> SiteRules:
     """The rules of a run with so many registered sites."""
     spec = resolve(config.dataset)
     score = "mean_token" if config.detection.score == "auto" else config.detection.score
+    # A directory's path on the link's machine is nobody's business, and of no use elsewhere.
+    name = Path(config.model.name).name if Path(config.model.name).is_dir() else config.model.name
     quantization = "none" if config.model.quantization == "auto" else config.model.quantization
     return SiteRules(
         preset=config.preset,
@@ -99,7 +101,7 @@ def rules_of(config: RunConfig, weights_sha256: str, sites: int) -> SiteRules:
         mask=config.mask or spec.mask,
         tokens=config.tokens,
         split=config.split,
-        model=BaseModelRule(name=config.model.name, sha256=weights_sha256, quantization=quantization),
+        model=BaseModelRule(name=name, sha256=weights_sha256, quantization=quantization),
         tuning=config.tuning,
         training=config.training,
         federation=replace(config.federation, clients=sites),

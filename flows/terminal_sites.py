@@ -5,11 +5,16 @@ from typing import Any
 
 from rich.console import Console
 
-from fl.declared import NUMBERS
+from fl.declared import ADMIT, JUDGE, NUMBERS, TRAIN
 from flows.site_rules import SiteRules
 from storage.site_numbers import worst_site
 
 _WIDTH = 120
+_REPLIES = {
+    ADMIT: "once, numbers",
+    TRAIN: "after each round it trains in, the adapter's trained weights and numbers",
+    JUDGE: "after each round that is judged, numbers",
+}
 
 
 def _page() -> Console:
@@ -29,10 +34,11 @@ def show_rules(rules: SiteRules, digest: str, changed: Sequence[str], number: in
             page.print(f"  {name:<17} {facts}", soft_wrap=True)
         else:
             page.print(f"  {name:<17} {value}", soft_wrap=True)
-    page.print("\nWhat leaves the site: the adapter's weights after each round it trains in, and these numbers:")
-    meanings = {name: meaning for table in NUMBERS.values() for name, meaning in table.items()}
-    for name, meaning in meanings.items():
-        page.print(f"  {name:<20} {meaning}", soft_wrap=True)
+    page.print("\nWhat leaves the site, and nothing else:")
+    for kind, title in _REPLIES.items():
+        page.print(
+            f"  {title}: {'; '.join(f'{name} ({words})' for name, words in NUMBERS[kind].items())}", soft_wrap=True
+        )
     page.print("What never does: log lines, masked or not, tokens, hashes of windows.\n")
     if changed:
         page.print("Changed since they were last agreed to:")
@@ -90,5 +96,5 @@ def event_words(event: Mapping[str, Any], names: Sequence[str]) -> str | None:
         "unjudged": "{site} could not judge the adapter: {reason}",
         "judged": "round {round}: judged by {sites} sites",
     }.get(event["event"])
-    drawn = ", ".join(names[partition] for partition in event.get("clients", []) if event["event"] == "round")
+    drawn = ", ".join(names[partition] for partition in event["clients"]) if event["event"] == "round" else ""
     return None if words is None else words.format(**{**event, "drawn": drawn})
