@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from storage.adapters import committed_rounds
 from storage.certificates import CA, SERVER, SERVER_KEY, RegisteredSite, needed_files, registered_sites
 from storage.events import read_events
 from storage.layout import Layout
+from storage.model_files import giving_model
 from storage.services import ServiceError
 from storage.site_numbers import FederationOfSites, read_numbers, save_federation
 
@@ -65,10 +66,10 @@ class LinkSettings(BaseModel):
 class LinkRun:
     """One federation's run, from the last committed round to the end."""
 
-    def __init__(self, rules: SiteRules, settings: LinkSettings, layout: Layout, tell: Tell) -> None:
-        """Raises DataError where the certificates' folder lacks something."""
+    def __init__(self, rules: SiteRules, settings: LinkSettings, layout: Layout, tell: Tell, model: Path) -> None:
+        """`model` is the base model's directory. Raises DataError where the certificates' folder lacks something."""
         needed_files(settings.certs, (CA, SERVER, SERVER_KEY), "link")
-        self._rules, self._settings, self._tell = rules, settings, tell
+        self._rules, self._settings, self._tell, self._model = rules, settings, tell, model
         self.sites: list[RegisteredSite] = registered_sites(settings.certs)
         self.run_id = f"{rules.preset}-sites-{rules.sha256[:8]}"
         self.folder = layout.run(self.run_id)
@@ -99,12 +100,20 @@ class LinkRun:
             (self.folder / "rules.json").write_text(self._rules.text())
             _, self._offset = read_events(self.folder)
             try:
-                self._until_done()
+                with self._giving():
+                    self._until_done()
             finally:
                 self._supervised.stop()
                 end_belonging(str(self._services))
         (self.folder / "sites.md").write_text(sites_report(read_numbers(self.folder), self.names))
         return self.folder
+
+    def _giving(self) -> AbstractContextManager[None]:
+        """Give the base model to the sites where the rules say so."""
+        port = self._rules.model.port
+        if port is None:
+            return nullcontext()
+        return giving_model(self._model, self._settings.certs, self._settings.host, port)
 
     def _until_done(self) -> None:
         link = Link(f"127.0.0.1:{self._settings.control_port}", self._settings.certs / CA)

@@ -21,6 +21,10 @@ def superlink(
     port: Annotated[int, typer.Option(help="Port that sites connect to.")] = 9092,
     control_port: Annotated[int, typer.Option(help="For this machine only: where runs are started.")] = 9093,
     app_port: Annotated[int, typer.Option(help="For this machine only: where the server app talks.")] = 9091,
+    model_port: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Give the base model to the sites at this port; else each site has it itself."),
+    ] = None,
     join_seconds: Annotated[float, typer.Option(help="Seconds to wait for missing sites.")] = 600.0,
     patience: Annotated[float, typer.Option(help="Seconds without a new round after which to give up.")] = 3600.0,
     rules_only: Annotated[bool, typer.Option("--rules", help="Show the rules and their hash, and start nothing.")] = (
@@ -40,7 +44,7 @@ def superlink(
     layout = current()
     quiet_environment(layout)
     certs = certs.expanduser().resolve()
-    rules = _rules(preset, settings or [], certs)
+    rules, model = _rules(preset, settings or [], certs, model_port)
     if rules_only:
         from flows.terminal_sites import show_rules
 
@@ -61,12 +65,12 @@ def superlink(
     except ValidationError as error:
         fault = error.errors()[0]
         raise ConfigError(f"--{str(fault['loc'][0]).replace('_', '-')} {fault['input']}: {fault['msg']}.") from error
-    run = LinkRun(rules, link, layout, _tell)
+    run = LinkRun(rules, link, layout, _tell, model)
     _show(run.run(), run.names)
 
 
-def _rules(preset: str, settings: list[str], certs: Path) -> "SiteRules":
-    """The rules of a preset for the sites that are registered; their number is the number of clients."""
+def _rules(preset: str, settings: list[str], certs: Path, model_port: int | None) -> tuple["SiteRules", Path]:
+    """The rules of a preset for the registered sites, whose number is that of clients, and the base model's folder."""
     import json
 
     from fl.model import prepare_model
@@ -77,8 +81,9 @@ def _rules(preset: str, settings: list[str], certs: Path) -> "SiteRules":
 
     sites = len(registered_sites(certs))
     config = run_config(preset, [*settings, f"clients={sites}"])
-    card = prepare_model(config.model.name, current().models) / "card.json"
-    return rules_of(config, json.loads(card.read_text())["weights_sha256"], sites)
+    model = prepare_model(config.model.name, current().models)
+    card = json.loads((model / "card.json").read_text())
+    return rules_of(config, card["weights_sha256"], sites, model_port), model
 
 
 def _show(folder: Path, names: list[str]) -> None:

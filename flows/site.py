@@ -14,6 +14,7 @@ from storage.consent import Consent, changes, read_consent, rules_hash, write_co
 from storage.errors import DataError
 from storage.layout import Layout
 from storage.ledger import Ledger
+from storage.model_files import fetch_model
 from storage.stages import Stage
 from tasks.site_judging import Judging, judge_windows, write_alerts, write_detector
 from tasks.site_windows import Reading, site_spec, site_windows
@@ -113,7 +114,7 @@ class SiteMember:
     def _admit(self, text: str, number: int) -> Mapping[str, float]:
         rules = read_rules(text)
         self._consented(rules, number)
-        folder = _model_folder(self._settings.model or rules.model.name, rules, self._layout)
+        folder = self._model_folder(rules)
         self._tell("preparing the windows of the site's logs")
         windows = site_windows(self._reading(rules), number, folder / "tokenizer.json", self._layout)
         self._membership = _Membership(rules, number, windows, folder, _expected(rules))
@@ -144,6 +145,31 @@ class SiteMember:
             raise NotAgreed(str(self.refusal))
         self._ledger.consent(rules_hash(text), number)
         return write_consent(self.folder, text, number, self._settings.link)
+
+    def _model_folder(self, rules: SiteRules) -> Path:
+        """The base model's directory; raises FederationError where its weights are others than the rules name."""
+        from fl.model import prepare_model
+
+        folder = prepare_model(self._model_name(rules), self._layout.models)
+        found = json.loads((folder / "card.json").read_text())["weights_sha256"]
+        if found != rules.model.sha256:
+            raise FederationError(
+                f"{self._model_name(rules)} has weights with the SHA-256 {found[:16]}..., the federation's have "
+                f"{rules.model.sha256[:16]}...; give the right directory with --model."
+            )
+        return folder
+
+    def _model_name(self, rules: SiteRules) -> str:
+        """What `prepare_model` makes the model of: what the operator gave, what the link gives, or a known name."""
+        if self._settings.model or rules.model.port is None:
+            return self._settings.model or rules.model.name
+        folder = self._layout.models / f"link--{rules.model.sha256[:16]}"
+        if not (folder / "complete").is_file():
+            self._tell(f"fetching the base model {rules.model.name} from the link, once")
+            host = self._settings.link.rpartition(":")[0]
+            fetch_model(f"{host}:{rules.model.port}", self._settings.certs / CA, folder)
+            (folder / "complete").touch()
+        return str(folder)
 
     def _reading(self, rules: SiteRules) -> Reading:
         settings = self._settings
@@ -208,7 +234,7 @@ class SiteMember:
             "round": number,
             "adapter_hash": adapter_hash(adapter),
             "model": {
-                "name": settings.model or rules.model.name,
+                "name": self._model_name(rules),
                 "sha256": rules.model.sha256,
                 "quantization": rules.model.quantization,
             },
@@ -246,20 +272,6 @@ def _expected(rules: SiteRules) -> dict[str, Any]:
 
     record = round_config(rules.job("", Path()), 1, 0.0)
     return {name: value for name, value in record.items() if name not in _FREE}
-
-
-def _model_folder(name: str, rules: SiteRules, layout: Layout) -> Path:
-    """The base model's directory; raises FederationError where its weights are others than the rules name."""
-    from fl.model import prepare_model
-
-    folder = prepare_model(name, layout.models)
-    found = json.loads((folder / "card.json").read_text())["weights_sha256"]
-    if found != rules.model.sha256:
-        raise FederationError(
-            f"{name} has weights with the SHA-256 {found[:16]}..., the federation's have {rules.model.sha256[:16]}...; "
-            "give the right directory with --model."
-        )
-    return folder
 
 
 def site_folder(name: str, layout: Layout) -> Path:

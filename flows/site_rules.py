@@ -30,6 +30,8 @@ class BaseModelRule(BaseModel):
     """Of its weights, as the model's card has it."""
     quantization: str
     """Form of the weights in memory."""
+    port: int | None
+    """Where the link gives the model's files, by HTTPS; none: each site has the model itself."""
 
 
 class SiteRules(BaseModel):
@@ -88,7 +90,7 @@ class SiteRules(BaseModel):
         )
 
 
-def rules_of(config: RunConfig, weights_sha256: str, sites: int) -> SiteRules:
+def rules_of(config: RunConfig, weights_sha256: str, sites: int, model_port: int | None = None) -> SiteRules:
     """The rules of a run with so many registered sites."""
     spec = resolve(config.dataset)
     score = "mean_token" if config.detection.score == "auto" else config.detection.score
@@ -101,7 +103,7 @@ def rules_of(config: RunConfig, weights_sha256: str, sites: int) -> SiteRules:
         mask=config.mask or spec.mask,
         tokens=config.tokens,
         split=config.split,
-        model=BaseModelRule(name=name, sha256=weights_sha256, quantization=quantization),
+        model=BaseModelRule(name=name, sha256=weights_sha256, quantization=quantization, port=model_port),
         tuning=config.tuning,
         training=config.training,
         federation=replace(config.federation, clients=sites),

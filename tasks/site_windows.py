@@ -1,5 +1,8 @@
 """A site's own logs as windows of tokens, by the federation's rules; they stay in the site's home folder."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +78,8 @@ def _prepare(
         folder.mkdir()
     fetch(config, spec, parts["raw"], layout.downloads, progress)
     raw = parts["raw"] / spec.raw_name
-    counts = window_log(raw, spec, reading.window, None, parts["window"], progress=progress)
+    with _rejects_kept(new.path / "rejects", layout.stages / "site" / "rejects"):
+        counts = window_log(raw, spec, reading.window, None, parts["window"], progress=progress)
     mask_log(raw, parts["window"], spec, reading.mask, parts["mask"], progress)
     tokenize_windows(parts["window"], parts["mask"], tokenizer, reading.tokens, parts["tokenized"], progress)
     raw.unlink()  # the log itself is where it was
@@ -92,6 +96,18 @@ def _prepare(
         "calibration_windows": splits["calibration"],
         "held_out_windows": sum(splits[name] for name in HELD_OUT),
     }
+
+
+@contextmanager
+def _rejects_kept(made: Path, kept: Path) -> Iterator[None]:
+    """Where lines do not fit, bring them out of the stage that will not be kept, and say so."""
+    try:
+        yield
+    except FormatError as error:
+        if not made.is_dir():
+            raise
+        shutil.copytree(made, kept, dirs_exist_ok=True)
+        raise FormatError(str(error).replace(str(made), str(kept))) from error
 
 
 def _write_share(tokenized: Path, into: Path, number: int) -> None:

@@ -78,7 +78,7 @@ def test_a_bundle_that_sends_a_log_line_succeeds_at_flowers_own_node_and_not_at_
     certs, ports, programs = tmp_path / "certs", free_ports(4), Programs(tmp_path)
     issue(certs, NAMES)
     settings = LinkSettings(certs=certs / "link", port=ports[0], control_port=ports[1], app_port=ports[2])
-    run = LinkRun(tiny_rules(tiny_model, layout), settings, layout, print)
+    run = LinkRun(tiny_rules(tiny_model, layout), settings, layout, print, tiny_model)
     environment = _environment(tmp_path / "flower")
     try:
         programs.start("superlink", tmp_path, ["env", f"FLWR_HOME={environment['FLWR_HOME']}", *run.command()])

@@ -212,7 +212,10 @@ def test_an_error_at_a_site_leaves_it_without_its_words(
         run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
     [reply] = [reply for reply in grid.replies if reply.has_error()]
     assert reply.error.reason == FAILED
-    assert "secret" in str(grid.members[101].refusal)
+    words = str(grid.members[101].refusal)
+    assert "50 of 50 lines" in words
+    [rejects] = (tmp_path / "homes").rglob("*rejects/*.parquet")
+    assert str(rejects) in words
 
 
 def test_a_site_is_who_its_key_says_and_not_who_it_says(
