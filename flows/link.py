@@ -52,6 +52,8 @@ class LinkSettings(BaseModel):
     """Loopback only: whoever reaches it can register sites and start runs."""
     app_port: int = Field(default=9091, gt=0, lt=65536)
     """Loopback only: where the server app talks to the link."""
+    model_port: int | None = Field(default=None, gt=0, lt=65536)
+    """Where sites get the base model; none: each has it itself."""
     join_seconds: float = Field(default=600.0, ge=0)
     """How long a round waits for missing sites before the run is tried again."""
     patience: float = Field(default=3600.0, ge=0)
@@ -66,10 +68,10 @@ class LinkSettings(BaseModel):
 class LinkRun:
     """One federation's run, from the last committed round to the end."""
 
-    def __init__(self, rules: SiteRules, settings: LinkSettings, layout: Layout, tell: Tell, model: Path) -> None:
+    def __init__(self, rules: SiteRules, settings: LinkSettings, layout: Layout, tell: Tell, model: str | Path) -> None:
         """`model` is the base model's directory. Raises DataError where the certificates' folder lacks something."""
         needed_files(settings.certs, (CA, SERVER, SERVER_KEY), "link")
-        self._rules, self._settings, self._tell, self._model = rules, settings, tell, model
+        self._rules, self._settings, self._tell, self._model = rules, settings, tell, Path(model)
         self.sites: list[RegisteredSite] = registered_sites(settings.certs)
         self.run_id = f"{rules.preset}-sites-{rules.sha256[:8]}"
         self.folder = layout.run(self.run_id)
@@ -87,13 +89,14 @@ class LinkRun:
         """The sites by partition."""
         return [site.name for site in self.sites]
 
-    def run(self) -> Path:
+    def run(self, *, signals: bool = True) -> Path:
         """Keep the link running until every round is committed and judged; the run's folder.
 
+        `signals`: whether SIGTERM and Ctrl-C end it in order; False where whoever calls it turns them into exceptions.
         Raises ServiceError where the link cannot run, FederationError where the run cannot go on.
         """
         self._services.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _sole_link(self._services), self._signals():
+        with _sole_link(self._services), self._signals() if signals else nullcontext():
             end_belonging(str(self._services))
             self._check_ports()
             save_job(self._rules.job(self.run_id, self.folder))

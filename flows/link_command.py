@@ -2,12 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
-
-if TYPE_CHECKING:
-    from flows.site_rules import SiteRules
 
 
 def superlink(
@@ -43,47 +40,32 @@ def superlink(
 
     layout = current()
     quiet_environment(layout)
-    certs = certs.expanduser().resolve()
-    rules, model = _rules(preset, settings or [], certs, model_port)
-    if rules_only:
-        from flows.terminal_sites import show_rules
-
-        show_rules(rules, rules.sha256, [], None, f"{host}:{port}")
-        return
     from flows.link import LinkRun, LinkSettings
+    from flows.settings import run_config
+    from flows.site_rules import federation_rules
 
     try:
         link = LinkSettings(
-            certs=certs,
+            certs=certs.expanduser().resolve(),
             host=host,
             port=port,
             control_port=control_port,
             app_port=app_port,
+            model_port=model_port,
             join_seconds=join_seconds,
             patience=patience,
         )
     except ValidationError as error:
         fault = error.errors()[0]
         raise ConfigError(f"--{str(fault['loc'][0]).replace('_', '-')} {fault['input']}: {fault['msg']}.") from error
+    rules, model = federation_rules(run_config(preset, settings or []), link.certs, model_port, layout)
+    if rules_only:
+        from flows.terminal_sites import show_rules
+
+        show_rules(rules, rules.sha256, [], None, link.address)
+        return
     run = LinkRun(rules, link, layout, _tell, model)
     _show(run.run(), run.names)
-
-
-def _rules(preset: str, settings: list[str], certs: Path, model_port: int | None) -> tuple["SiteRules", Path]:
-    """The rules of a preset for the registered sites, whose number is that of clients, and the base model's folder."""
-    import json
-
-    from fl.model import prepare_model
-    from flows.settings import run_config
-    from flows.site_rules import rules_of
-    from storage.certificates import registered_sites
-    from storage.layout import current
-
-    sites = len(registered_sites(certs))
-    config = run_config(preset, [*settings, f"clients={sites}"])
-    model = prepare_model(config.model.name, current().models)
-    card = json.loads((model / "card.json").read_text())
-    return rules_of(config, card["weights_sha256"], sites, model_port), model
 
 
 def _show(folder: Path, names: list[str]) -> None:

@@ -11,8 +11,10 @@ from fl.errors import FederationError
 from fl.federation import Federation, TrainingJob
 from fl.hyperparameters import LocalTraining, Tuning
 from flows.config import RunConfig
+from storage.certificates import registered_sites
 from storage.consent import rules_hash
 from storage.datasets import resolve
+from storage.layout import Layout
 from storage.masks import MaskRules
 from storage.splits import SplitRule
 from storage.tokens import TokenRule
@@ -112,6 +114,16 @@ def rules_of(config: RunConfig, weights_sha256: str, sites: int, model_port: int
         false_alarm_rate=config.detection.false_alarm_rate,
         judged_rounds=config.scoring.scored_rounds,
     )
+
+
+def federation_rules(config: RunConfig, certs: Path, model_port: int | None, layout: Layout) -> tuple[SiteRules, Path]:
+    """The rules of a run for the sites registered in a link's folder, and the base model's directory."""
+    from fl.model import prepare_model
+
+    sites = len(registered_sites(certs))
+    model = prepare_model(config.model.name, layout.models)
+    card = json.loads((model / "card.json").read_text())
+    return rules_of(config, card["weights_sha256"], sites, model_port), model
 
 
 def read_rules(text: str) -> SiteRules:

@@ -113,11 +113,19 @@ class Programs:
         return self.start("link", home, command)
 
     def site(
-        self, home: Path, log: Path, certs: Path, address: str, model: Path, *more: str, place: Place | None = None
+        self,
+        home: Path,
+        log: Path,
+        certs: Path,
+        address: str,
+        model: Path | None,
+        *more: str,
+        place: Place | None = None,
     ) -> Program:
         """Start a site."""
         command = [ATALAIA, "site", "--logs", str(log), "--format", "hdfs", "--link", address, "--certs", str(certs)]
-        command += ["--model", str(model), "--threads", "1", "--device", "cpu", *more]
+        command += ["--threads", "1", "--device", "cpu", *more]
+        command += ["--model", str(model)] if model else []
         return self.start(certs.name, home, command, place.prefix if place else ())
 
     def end(self) -> None:

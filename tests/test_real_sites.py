@@ -23,11 +23,11 @@ from site_processes import Programs, left_over, places, wait_until
 from fl.adapter_files import read_adapter
 from fl.declared import NUMBERS
 from fl.federation import save_job
-from fl.model import prepare_model
 from flows.settings import run_config
-from flows.site_rules import SiteRules, rules_of
+from flows.site_rules import SiteRules, federation_rules
 from storage.adapters import committed_rounds
 from storage.certificates import issue
+from storage.layout import Layout
 from storage.site_numbers import read_numbers
 
 pytestmark = [pytest.mark.long, pytest.mark.real_logs, pytest.mark.timeout(1800)]
@@ -53,11 +53,10 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def agreed_rules(model: Path, models: Path, *settings: str) -> SiteRules:
+def agreed_rules(model: Path, layout: Layout, certs: Path, model_port: int | None = None) -> SiteRules:
     """The rules as the link itself makes them."""
-    card = json.loads((prepare_model(str(model), models) / "card.json").read_text())
-    config = run_config("hdfs-2pct", [*SETTINGS, *settings, f"model.name={model}", "clients=3"])
-    return rules_of(config, card["weights_sha256"], 3)
+    config = run_config("hdfs-2pct", [*SETTINGS, f"model.name={model}"])
+    return federation_rules(config, certs / "link", model_port, layout)[0]
 
 
 @dataclass
@@ -86,10 +85,10 @@ class Ran:
 def ran(hdfs_archive: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("federation")
     logs = real_logs(hdfs_archive, 240, folder)
-    rules = agreed_rules(tiny_model, folder / "models")
     ports, programs, homes = free_ports(3), Programs(folder), folder / "homes"
     with places(len(NAMES)) as found:
         issue(folder / "certs", NAMES, [place.link_host for place in found])
+        rules = agreed_rules(tiny_model, Layout(folder / "rules"), folder / "certs")
         proxy = RecordingProxy(folder / "certs" / "link", ("127.0.0.1", ports[0]), "0.0.0.0")
         try:
             link = programs.link(
@@ -170,7 +169,7 @@ def test_a_site_makes_only_the_calls_it_needs_and_never_asks_for_a_bundle(ran: R
         "flwr-signature-bin",
         "flwr-package-name",
         "flwr-package-version",
-        "flwr-component",
+        "flwr-component-name",
     }, headers
 
 
@@ -271,14 +270,19 @@ def test_a_killed_link_and_a_killed_site_end_with_the_same_bytes(ran: Ran, tiny_
     import os
     import signal
 
-    ports, programs, homes = free_ports(3), Programs(tmp_path), tmp_path / "homes"
+    ports, programs, homes = free_ports(4), Programs(tmp_path), tmp_path / "homes"
     issue(tmp_path / "certs", NAMES)
-    settings = ["hdfs-2pct", f"model.name={tiny_model}", *SETTINGS]
-    certs = tmp_path / "certs"
+    settings = ["hdfs-2pct", f"model.name={tiny_model}", *SETTINGS, "--model-port", str(ports[3])]
+    certs, rules = (
+        tmp_path / "certs",
+        agreed_rules(tiny_model, Layout(tmp_path / "rules"), tmp_path / "certs", ports[3]),
+    )
 
     def start(name: str) -> None:
         address, log = f"127.0.0.1:{ports[0]}", ran.logs[NAMES.index(name)]
-        programs.site(homes / name, log, certs / "sites" / name, address, tiny_model, "--accept", ran.rules.sha256)
+        # The last one has no model and gets it from the link.
+        model = None if name == NAMES[2] else tiny_model
+        programs.site(homes / name, log, certs / "sites" / name, address, model, "--accept", rules.sha256)
 
     def rounds() -> int:
         found = list((homes / "link" / "runs").glob("*/rounds"))
