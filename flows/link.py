@@ -4,10 +4,11 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +35,7 @@ Tell = Callable[[str], None]
 
 _LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 5.0
-_START_SECONDS = 90.0
+_END_SECONDS = 10.0
 
 
 class LinkSettings(BaseModel):
@@ -106,10 +107,19 @@ class LinkRun:
                 with self._giving():
                     self._until_done()
             finally:
-                self._supervised.stop()
-                end_belonging(str(self._services))
+                self._end()
         (self.folder / "sites.md").write_text(sites_report(read_numbers(self.folder), self.names))
         return self.folder
+
+    def _end(self) -> None:
+        """End the link first: what it started ends by itself when it is gone, and takes long to be told otherwise."""
+        process = self._supervised.process
+        if process is not None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_END_SECONDS)
+        self._supervised.stop()
+        end_belonging(str(self._services))
 
     def _giving(self) -> AbstractContextManager[None]:
         """Give the base model to the sites where the rules say so."""

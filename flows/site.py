@@ -11,9 +11,11 @@ from fl.errors import FederationError, LearningError, LinkLost, LinkRefused
 from flows.site_rules import SiteRules, differing, read_rules
 from storage.certificates import CA, SITE_KEY, needed_files
 from storage.consent import Consent, changes, read_consent, rules_hash, write_consent
+from storage.datasets import DatasetConfig, resolve
 from storage.errors import DataError
 from storage.layout import Layout
 from storage.ledger import Ledger
+from storage.log_inputs import find_logs
 from storage.model_files import fetch_model
 from storage.stages import Stage
 from tasks.site_judging import Judging, judge_windows, write_alerts, write_detector
@@ -286,6 +288,8 @@ def run_site(settings: SiteSettings, layout: Layout, agree: Agree, tell: Tell) -
     or LearningError where the site's own logs or model cannot be used.
     """
     authority, key = needed_files(settings.certs, (CA, SITE_KEY), "site")
+    resolve(DatasetConfig(name=settings.dataset))
+    find_logs([settings.logs, *settings.watch])
     folder = site_folder(settings.name, layout)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ledger = Ledger(folder / "ledger.jsonl" if settings.audit else None)
@@ -313,9 +317,9 @@ def _serve(settings: SiteSettings, member: SiteMember, ledger: Ledger, authority
         except (LinkLost, LinkRefused) as error:
             if not was_there and (time.monotonic() > deadline or "certificate" in str(error)):
                 raise
-            if str(error) != said:
+            if type(error).__name__ != said:
                 tell(f"{error} Trying again.")
-                said = str(error)
+                said = type(error).__name__
             time.sleep(_RECONNECT_SECONDS)
         finally:
             _leave(node)
@@ -375,7 +379,7 @@ def _answer_all(node: "Node", node_id: int, member: SiteMember, ledger: Ledger, 
 def _words(kind: str, message: Any, numbers: Mapping[str, float], array_bytes: int) -> str:  # noqa: ANN401
     if kind == "train":
         number = int(message.content["config"]["round"])
-        return f"round {number}: trained, loss {numbers['loss']:.3f}; sent {array_bytes / 1e6:.2f} MB of weights"
+        return f"round {number}: trained, loss {numbers['loss']:.3f}; sent {array_bytes / 1e6:.3g} MB of weights"
     if kind == "evaluate":
         number = int(message.content["config"]["round"])
         return (

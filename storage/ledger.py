@@ -1,7 +1,7 @@
 """The site's own account of everything it sends: one JSON object a line, readable by people and by programs.
 
 call     a request to the link: time, call, what it carries, bytes, sha256 of the request as it is sent
-polls    calls that carry nothing but the site's number at the link, counted together: time of the first, count, bytes
+polls    calls that carry no more than the site's public key or its number at the link: time of the first, counts, bytes
 reply    what a reply says in words: kind, round, numbers by name, bytes of arrays
 consent  rules that the operator agreed to, by their hash
 
@@ -19,8 +19,8 @@ from typing import Any
 
 from storage.errors import StorageError
 
-_POLLS = {"PullMessages", "SendNodeHeartbeat", "PullObject", "ConfirmMessageReceived"}
-"""Calls that only ask."""
+_POLLS = {"ActivateNode", "PullMessages", "SendNodeHeartbeat", "PullObject", "ConfirmMessageReceived"}
+"""Calls that carry no more than the site's public key or number."""
 _POLLS_TOGETHER = 600
 
 
@@ -99,7 +99,6 @@ def _carries(name: str, data: bytes) -> str:
                 return f"a part of a reply ({kind})"
         return "a part of a reply"
     words = {
-        "ActivateNode": "the site's public key",
         "DeactivateNode": "the site's number at the link",
         "PushMessages": "a reply's head: numbers of run, site and message, times, hashes of its parts",
     }

@@ -92,7 +92,13 @@ class Programs:
     def start(self, name: str, home: Path, arguments: Sequence[str], prefix: Sequence[str] = ()) -> Program:
         """Start a command in a home of its own."""
         output = self.folder / f"{name}-{len(self.started)}.out"
-        environment = {**os.environ, "ATALAIA_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "ATALAIA_HOME": str(home),
+            "HF_HUB_OFFLINE": "1",
+        }
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [*prefix, *arguments],
