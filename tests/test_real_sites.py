@@ -176,7 +176,7 @@ def test_a_site_makes_only_the_calls_it_needs_and_never_asks_for_a_bundle(ran: R
 
 def test_every_byte_of_every_reply_is_an_adapter_or_a_declared_number(ran: Ran) -> None:
     adapter = read_adapter(committed_rounds(ran.run)[0].adapter)
-    # What the link has itself, byte for byte, is not sent to it: arrays that a round left as they were, an empty record.
+    # What the link has itself, byte for byte, is not sent to it: arrays that a round left as they were.
     known: dict[str, bytes] = {}
     for content in (RecordDict(), *(_record(each.arrays()) for each in committed_rounds(ran.run))):
         known |= {name: part.deflate() for name, part in get_all_nested_objects(content).items()}
