@@ -80,6 +80,8 @@ class _AuditedFleet:
 
     def call(self, name: str, request: Any, patience: float = _PATIENCE) -> Any:  # noqa: ANN401 (a protobuf message)
         """The link's answer. Raises LinkRefused where it says no, LinkLost where it cannot be reached."""
+        if name not in self._calls:
+            raise LinkRefused(f"A site makes no call {name}.")
         deadline, pause = time.monotonic() + patience, 0.5
         while True:
             self._audit(name, request.SerializeToString())
