@@ -33,6 +33,7 @@ _JOIN_SECONDS = 300.0
 """How long to wait until every client's node is there."""
 _ASKED_AT_ONCE = 100
 """Nodes that are asked for their partition at the same time."""
+_SILENT = "no reply in time"
 _NUMBERS = ("tokens", "computed_tokens", "steps", "seconds", "peak_memory_mb")
 """What a reply tells beside its examples and loss."""
 
@@ -230,11 +231,13 @@ def check_replies(
     numbers that cannot be.
     """
     replies: dict[int, Reply] = {}
-    lost: dict[int, str] = dict.fromkeys(partitions, "no reply in time")
+    lost: dict[int, str] = dict.fromkeys(partitions, _SILENT)
     for message in messages:
         node = message.metadata.src_node_id
         if message.has_error():
-            lost[node] = _reason(message)
+            # For a node that is gone Flower's link answers itself, and does not say for which.
+            silent = [each for each, why in lost.items() if why == _SILENT]
+            lost |= dict.fromkeys([node] if node in partitions else silent, _reason(message))
             continue
         lost.pop(node, None)
         if node not in partitions or partitions[node] in replies:

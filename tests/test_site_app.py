@@ -241,3 +241,25 @@ def test_a_message_of_an_unknown_kind_is_refused(
     grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
     [reply] = grid.send_and_receive([Message(RecordDict(), dst_node_id=101, message_type="query.steal")])
     assert reply.error.reason == FAILED
+
+
+def test_a_base_model_with_other_weights_than_the_rules_name_is_refused(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
+    other = rules.model_copy(update={"model": rules.model.model_copy(update={"sha256": "0" * 64})})
+    grid.agreed = {other.sha256}
+    with pytest.raises(FederationError, match="give the right directory with --model"):
+        grid.members[101].admit(other.text(), 0)
+    assert not list((tmp_path / "homes" / "north").rglob("*.parquet"))
+
+
+def test_rules_that_this_program_does_not_know_are_refused(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
+    more = json.dumps({**json.loads(rules.text()), "send": "everything"})
+    spaced = json.dumps(json.loads(rules.text()), indent=1)
+    for text in (more, spaced, "not JSON"):
+        with pytest.raises(FederationError, match="install the link's version"):
+            grid.members[101].admit(text, 0)
