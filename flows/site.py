@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from fl.errors import FederationError, LearningError, LinkLost, LinkRefused
 from flows.site_rules import SiteRules, differing, read_rules
+from storage.alert_files import ENDINGS
 from storage.certificates import CA, SITE_KEY, needed_files
 from storage.consent import Consent, changes, read_consent, rules_hash, write_consent
 from storage.datasets import DatasetConfig, resolve
-from storage.errors import DataError
+from storage.errors import DataError, FormatError, SourceError
 from storage.layout import Layout
 from storage.ledger import Ledger
-from storage.log_inputs import find_logs
+from storage.log_inputs import find_logs, first_lines
 from storage.model_files import fetch_model
 from storage.stages import Stage
 from tasks.site_judging import Judging, judge_windows, write_alerts, write_detector
@@ -281,6 +282,20 @@ def site_folder(name: str, layout: Layout) -> Path:
     return layout.home / "sites" / name
 
 
+def _check_given(settings: SiteSettings) -> None:
+    """Raise DataError for what would only be found wrong after the last round."""
+    resolve(DatasetConfig(name=settings.dataset))
+    find_logs([settings.logs, *settings.watch])
+    path = Path(settings.logs).expanduser()
+    if path.is_dir():
+        raise SourceError(f"{settings.logs} is a folder; name the log in it.")
+    head = first_lines(path)
+    if head.startswith(b"PK\x03\x04") or head[257:262] == b"ustar":
+        raise SourceError(f"{settings.logs} is an archive; unpack it and name the log.")
+    if settings.output is not None and settings.output.suffix not in ENDINGS:
+        raise FormatError(f"{settings.output} should end in {', '.join(ENDINGS)}: that says its format.")
+
+
 def run_site(settings: SiteSettings, layout: Layout, agree: Agree, tell: Tell) -> SiteOutcome:
     """Take part until the federation's last round is judged.
 
@@ -288,8 +303,7 @@ def run_site(settings: SiteSettings, layout: Layout, agree: Agree, tell: Tell) -
     or LearningError where the site's own logs or model cannot be used.
     """
     authority, key = needed_files(settings.certs, (CA, SITE_KEY), "site")
-    resolve(DatasetConfig(name=settings.dataset))
-    find_logs([settings.logs, *settings.watch])
+    _check_given(settings)
     folder = site_folder(settings.name, layout)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ledger = Ledger(folder / "ledger.jsonl" if settings.audit else None)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def site(
-    logs: Annotated[str, typer.Option(help="The site's own log: a file, a folder or an archive.")],
+    logs: Annotated[str, typer.Option(help="The site's own log, plain or compressed.")],
     dataset: Annotated[str, typer.Option("--format", help="How its lines look: hdfs, bgl, or a .toml file.")],
     link: Annotated[str, typer.Option(metavar="HOST:PORT", help="The federation's link.")],
     certs: Annotated[Path, typer.Option(help="The site's folder of `atalaia certs`: ca.crt and site.key.")],
@@ -26,9 +26,11 @@ def site(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="A log to write alerts on, instead of the one learned from; may be repeated."),
     ] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Alerts, a .jsonl file.")] = None,  # noqa: UP045
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Alerts with raw lines: a .jsonl, .csv or .parquet file.")
+    ] = None,
     audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Keep a ledger of everything sent.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[Optional[int], typer.Option(min=1, help="Threads of the computation; else all cores.")] = None,  # noqa: UP045
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a link that was never reached.")] = 300.0,
 ) -> None:

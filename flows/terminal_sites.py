@@ -36,9 +36,9 @@ def show_rules(rules: SiteRules, digest: str, changed: Sequence[str], number: in
             page.print(f"  {name:<17} {value}", soft_wrap=True)
     page.print("\nWhat leaves the site, and nothing else:")
     for kind, title in _REPLIES.items():
-        page.print(
-            f"  {title}: {'; '.join(f'{name} ({words})' for name, words in NUMBERS[kind].items())}", soft_wrap=True
-        )
+        page.print(f"  {title}:")
+        for name, words in NUMBERS[kind].items():
+            page.print(f"    {name:<20} {words}", soft_wrap=True)
     page.print("What never does: log lines, masked or not, tokens, hashes of windows.\n")
     if changed:
         page.print("Changed since they were last agreed to:")

@@ -31,7 +31,7 @@ class Reading:
     """How a site's windows come about."""
 
     logs: str
-    """A log file, a folder or an archive."""
+    """A log file, plain or compressed."""
     dataset: str
     """hdfs, bgl, or a .toml file that describes the lines."""
     window: WindowRule

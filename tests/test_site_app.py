@@ -13,15 +13,18 @@ from site_federations import NAMES, SiteGrid, federation_of, simulated_logs, tin
 
 from fl import client_app
 from fl.declared import NUMBERS
-from fl.errors import FederationError, LostClients
+from fl.errors import FederationError, LinkLost, LostClients
 from fl.federation import save_job
 from fl.link_app import run_rounds
 from fl.server_app import train_federation
 from fl.site_app import FAILED, REFUSED
+from flows.site import SiteSettings, run_site
 from flows.site_rules import SiteRules
 from storage.adapters import committed_rounds
+from storage.certificates import issue
 from storage.consent import read_consent
 from storage.detection import DetectConfig
+from storage.errors import DataError
 from storage.events import read_events
 from storage.layout import Layout
 from storage.site_numbers import read_numbers
@@ -263,3 +266,41 @@ def test_rules_that_this_program_does_not_know_are_refused(
     for text in (more, spaced, "not JSON"):
         with pytest.raises(FederationError, match="install the link's version"):
             grid.members[101].admit(text, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"logs": "missing.log"}, "no file missing.log"),
+        ({"logs": "."}, "is a folder"),
+        ({"logs": "logs.tar"}, "is an archive"),
+        ({"dataset": "nginx.toml"}, "Cannot read the dataset file nginx.toml"),
+        ({"output": Path("alerts.txt")}, "should end in"),
+        ({"watch": ("gone.log",)}, "no file gone.log"),
+        ({"certs": Path("nowhere")}, r"holds no ca\.crt"),
+    ],
+)
+def test_what_is_wrong_at_a_site_is_told_before_it_connects(
+    given: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tarfile
+
+    monkeypatch.chdir(tmp_path)
+    issue(tmp_path / "certs", ["north"])
+    (tmp_path / "good.log").write_text("081109 203615 148 INFO dfs.DataNode: a line\n")
+    with tarfile.open("logs.tar", "w") as tar:
+        tar.add("good.log")
+    good = {"name": "north", "logs": "good.log", "dataset": "hdfs", "link": "127.0.0.1:1"}
+    settings = SiteSettings(**{**good, "certs": tmp_path / "certs" / "sites" / "north", "wait": 0.0, **given})
+    with pytest.raises(DataError, match=told):
+        run_site(settings, Layout(tmp_path), lambda *_: True, print)
+
+
+def test_a_link_that_is_not_there_is_told_after_the_time_given(tmp_path: Path) -> None:
+    issue(tmp_path / "certs", ["north"])
+    log = tmp_path / "good.log"
+    log.write_text("081109 203615 148 INFO dfs.DataNode: a line\n")
+    certs = tmp_path / "certs" / "sites" / "north"
+    settings = SiteSettings("north", str(log), "hdfs", "127.0.0.1:1", certs, wait=0.0)
+    with pytest.raises(LinkLost, match="cannot be reached"):
+        run_site(settings, Layout(tmp_path), lambda *_: True, print)
