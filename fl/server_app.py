@@ -31,10 +31,16 @@ from storage.noise_keys import forget_noise_key, noise_key
 
 app = ServerApp()
 
+Join = Callable[[Grid, int], tuple[dict[int, int], dict[int, int]]]
+"""Given the grid and the number of clients: the node and the number of windows of each partition."""
+Committed = Callable[[CommittedRound, Mapping[int, int]], None]
+"""Takes a round and the node of each partition."""
+
 _JOIN_SECONDS = 300.0
 """How long to wait until every client's node is there."""
 _ASKED_AT_ONCE = 100
 """Nodes that are asked for their partition at the same time."""
+_SILENT = "no reply in time"
 _NUMBERS = ("tokens", "computed_tokens", "steps", "seconds", "peak_memory_mb")
 """What a reply tells beside its examples and loss."""
 _MOST = 1e15
@@ -50,8 +56,13 @@ def main(grid: Grid, context: Context) -> None:
     train_federation(grid, load_job(Path(str(folder))))
 
 
-def train_federation(grid: Grid, job: TrainingJob) -> None:
-    """Train the rounds that are not committed yet; each is on disk before the next begins."""
+def train_federation(
+    grid: Grid, job: TrainingJob, join: Join | None = None, committed: Committed | None = None
+) -> None:
+    """Train the rounds that are not committed yet; each is on disk before the next begins.
+
+    `join` finds the clients (None: `find_clients`); `committed` is called with each round once it is on disk.
+    """
     discard_unfinished(job.run_folder)
     rounds = committed_rounds(job.run_folder)
     check_same_job(job, rounds)
@@ -59,11 +70,13 @@ def train_federation(grid: Grid, job: TrainingJob) -> None:
     if until == 0 < federation.rounds:
         raise FederationError("The privacy budget allows no round; raise epsilon_budget or noise_multiplier.")
     append_event(job.run_folder, "started", rounds=until, committed=max(0, len(rounds) - 1))
-    nodes, examples = find_clients(grid, federation.clients)
+    nodes, examples = (join or find_clients)(grid, federation.clients)
     last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0])
     first = (rounds[0] if rounds else last).arrays() if federation.downlink_codec != "none" else {}
     while last.number < until:
         last = train_round(grid, job, last, first, nodes, examples)
+        if committed is not None:
+            committed(last, nodes)
     forget_noise_key(job.run_folder)
     append_event(job.run_folder, "finished", rounds=last.number)
 
@@ -112,7 +125,7 @@ def _ask_for_partitions(grid: Grid, node_ids: Sequence[int]) -> Iterator[Message
 
 def commit_first_adapter(grid: Grid, job: TrainingJob, node: int) -> CommittedRound:
     """Commit the untrained adapter, as one client makes it from model, tuning and seed, as round 0."""
-    content = RecordDict({"config": _config(job, 0, 0.0)})
+    content = RecordDict({"config": round_config(job, 0, 0.0)})
     [reply] = grid.send_and_receive([Message(content, dst_node_id=node, message_type="query.adapter")])
     if reply.has_error():
         raise LostClients(f"No first adapter: {_reason(reply)}")
@@ -150,13 +163,10 @@ def train_round(
     combination = Combination(federation, job.privacy, exchange.changing, clipping_norm)
     sent = ArrayRecord({name: Array(array) for name, array in sorted(exchange.sent.items())})
     counted: dict[str, int] = last.facts.get("counted", {})
+    configs = {partition: round_config(job, number, rate, counted.get(str(partition), 0), last) for partition in drawn}
     messages = [
-        Message(
-            RecordDict({"arrays": sent, "config": _config(job, number, rate, counted.get(str(partition), 0), last)}),
-            dst_node_id=nodes[partition],
-            message_type="train",
-        )
-        for partition in drawn
+        Message(RecordDict({"arrays": sent, "config": config}), dst_node_id=nodes[partition], message_type="train")
+        for partition, config in configs.items()
     ]
     received = replies_as_they_come(grid, messages, federation.round_timeout)
     partitions = {nodes[partition]: partition for partition in drawn}
@@ -264,7 +274,7 @@ def _counted(job: TrainingJob, before: Mapping[str, int], replies: list[Reply], 
     return {"counted": {**before, **{str(reply.partition): number for reply in replies}}}
 
 
-def _config(
+def round_config(
     job: TrainingJob, number: int, rate: float, residual_of: int = 0, last: CommittedRound | None = None
 ) -> ConfigRecord:
     """What a client must know to train: no data, and no path of anybody's machine.
@@ -317,11 +327,13 @@ def check_replies(
     be decoded, holds NaN or infinity, or tells numbers that cannot be; with `drop`, such a client counts as lost.
     """
     replies: dict[int, Reply] = {}
-    lost: dict[int, str] = dict.fromkeys(partitions, "no reply in time")
+    lost: dict[int, str] = dict.fromkeys(partitions, _SILENT)
     for message in messages:
         node = message.metadata.src_node_id
         if message.has_error():
-            lost[node] = _reason(message)
+            # For a node that is gone Flower's link answers itself, and does not say for which.
+            silent = [each for each, why in lost.items() if why == _SILENT]
+            lost |= dict.fromkeys([node] if node in partitions else silent, _reason(message))
             continue
         lost.pop(node, None)
         if node not in partitions or partitions[node] in replies:
