@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,9 +52,14 @@ class Site:
 
 def site_of(context: Context) -> Site:
     """The site's settings: from the node's configuration, else from the environment (ATALAIA_SHARES_FOLDER, ...)."""
+    return site_from(context.node_config)
+
+
+def site_from(node_config: Mapping[str, Any]) -> Site:
+    """As `site_of`, from the node's configuration itself."""
 
     def setting(name: str, default: str | None = None) -> str:
-        value = context.node_config.get(name, os.environ.get(f"ATALAIA_{name.replace('-', '_').upper()}", default))
+        value = node_config.get(name, os.environ.get(f"ATALAIA_{name.replace('-', '_').upper()}", default))
         if value is None:
             raise FederationError(f"This client has no {name}; give it in the node's configuration.")
         return str(value)
@@ -176,6 +182,19 @@ def _packed(site: Site, config: dict[str, Any], trained: Arrays, start: Arrays) 
     arrays, residual = pack_update_with_feedback(trained, start, codec, read_residual(folder, before))
     keep_residual(folder, number, residual, before)
     return arrays
+
+
+def model_with(site: Site, config: dict[str, Any], adapter: Arrays) -> tuple[LoadedModel, torch.nn.Module]:
+    """The base model, and the same with an adapter in place, as a round's configuration asks for it."""
+    torch.set_num_threads(site.threads)
+    loaded, model, _ = _model(site.model_folder, site.device, *_model_config(config))
+    load_adapter_arrays(model, adapter)
+    return loaded, model
+
+
+def forget_model() -> None:
+    """Give the model kept for the next message free."""
+    _model.cache_clear()
 
 
 def count_windows(site: Site) -> int:

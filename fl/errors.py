@@ -5,7 +5,9 @@
     ├── DeviceError       a device cannot do what was asked (quantization, memory)
     ├── FederationError   a round cannot be completed
     │   ├── LostClients   fewer replies than the configured minimum
-    │   └── BadReply      a reply holds NaN, a wrong shape or a wrong key
+    │   ├── BadReply      a reply holds NaN, a wrong shape or a wrong key
+    │   ├── LinkLost      a site's link cannot be reached for now
+    │   └── LinkRefused   a site's link says no: an unknown key, another certificate
     ├── BadMessage        coded bytes that no encoder makes; whoever receives them says from whom they came
     └── ScoreError        scores or thresholds that cannot be computed from what was given
 
@@ -35,6 +37,14 @@ class LostClients(FederationError):
 
 class BadReply(FederationError):
     """A client's reply holds NaN, a wrong shape or a wrong key."""
+
+
+class LinkLost(FederationError):
+    """A site's link cannot be reached for now."""
+
+
+class LinkRefused(FederationError):
+    """A site's link says no: an unknown key, another certificate, a run that is over."""
 
 
 class BadMessage(LearningError):

@@ -103,6 +103,14 @@ class Privacy:
         """Whether the clipping norm follows the updates."""
         return self.clipping == "adaptive"
 
+    def allows(self, clipping_norm: object) -> bool:
+        """Whether a client that agreed to this may be told this clipping norm: the agreed one, any where it adapts, and
+        in a message that asks for no training none."""
+        if clipping_norm is None or not self.is_on:
+            return clipping_norm is None
+        is_norm = isinstance(clipping_norm, float) and 0 < clipping_norm < math.inf
+        return is_norm and (self.is_adaptive or clipping_norm == self.clipping_norm)
+
     def count_deviation(self, clients: int) -> float:
         """Standard deviation of the noise on the count of unclipped updates, where `clients` are drawn a round."""
         return clients / 20 if self.count_noise is None else self.count_noise

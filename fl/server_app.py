@@ -31,10 +31,16 @@ from storage.noise_keys import forget_noise_key, noise_key
 
 app = ServerApp()
 
+Join = Callable[[Grid, int], tuple[dict[int, int], dict[int, int]]]
+"""Given the grid and the number of clients: the node and the number of windows of each partition."""
+Committed = Callable[[CommittedRound, Mapping[int, int]], None]
+"""Takes a round and the node of each partition."""
+
 _JOIN_SECONDS = 300.0
 """How long to wait until every client's node is there."""
 _ASKED_AT_ONCE = 100
 """Nodes that are asked for their partition at the same time."""
+_SILENT = "no reply in time"
 _NUMBERS = ("tokens", "computed_tokens", "steps", "seconds", "peak_memory_mb")
 """What a reply tells beside its examples and loss."""
 _MOST = 1e15
@@ -50,8 +56,13 @@ def main(grid: Grid, context: Context) -> None:
     train_federation(grid, load_job(Path(str(folder))))
 
 
-def train_federation(grid: Grid, job: TrainingJob) -> None:
-    """Train the rounds that are not committed yet; each is on disk before the next begins."""
+def train_federation(
+    grid: Grid, job: TrainingJob, join: Join | None = None, committed: Committed | None = None
+) -> None:
+    """Train the rounds that are not committed yet; each is on disk before the next begins.
+
+    `join` finds the clients (None: `find_clients`); `committed` is called with each round once it is on disk.
+    """
     discard_unfinished(job.run_folder)
     rounds = committed_rounds(job.run_folder)
     check_same_job(job, rounds)
@@ -59,11 +70,13 @@ def train_federation(grid: Grid, job: TrainingJob) -> None:
     if until == 0 < federation.rounds:
         raise FederationError("The privacy budget allows no round; raise epsilon_budget or noise_multiplier.")
     append_event(job.run_folder, "started", rounds=until, committed=max(0, len(rounds) - 1))
-    nodes, examples = find_clients(grid, federation.clients)
+    nodes, examples = (join or find_clients)(grid, federation.clients)
     last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0])
     first = (rounds[0] if rounds else last).arrays() if federation.downlink_codec != "none" else {}
     while last.number < until:
         last = train_round(grid, job, last, first, nodes, examples)
+        if committed is not None:
+            committed(last, nodes)
     forget_noise_key(job.run_folder)
     append_event(job.run_folder, "finished", rounds=last.number)
 
@@ -150,17 +163,14 @@ def train_round(
     combination = Combination(federation, job.privacy, exchange.changing, clipping_norm)
     sent = ArrayRecord({name: Array(array) for name, array in sorted(exchange.sent.items())})
     counted: dict[str, int] = last.facts.get("counted", {})
-    messages = [
-        Message(
-            RecordDict({"arrays": sent, "config": round_config(job, number, rate, counted.get(str(partition), 0))}),
-            dst_node_id=nodes[partition],
-            message_type="train",
-        )
-        for partition in drawn
-    ]
+    configs = {partition: round_config(job, number, rate, counted.get(str(partition), 0)) for partition in drawn}
     if job.privacy.is_on:
-        for message in messages:
-            message.content["config"]["clipping-norm"] = clipping_norm
+        for config in configs.values():
+            config["clipping-norm"] = clipping_norm
+    messages = [
+        Message(RecordDict({"arrays": sent, "config": config}), dst_node_id=nodes[partition], message_type="train")
+        for partition, config in configs.items()
+    ]
     received = replies_as_they_come(grid, messages, federation.round_timeout)
     partitions = {nodes[partition]: partition for partition in drawn}
     replies = check_replies(
@@ -310,11 +320,13 @@ def check_replies(
     be decoded, holds NaN or infinity, or tells numbers that cannot be; with `drop`, such a client counts as lost.
     """
     replies: dict[int, Reply] = {}
-    lost: dict[int, str] = dict.fromkeys(partitions, "no reply in time")
+    lost: dict[int, str] = dict.fromkeys(partitions, _SILENT)
     for message in messages:
         node = message.metadata.src_node_id
         if message.has_error():
-            lost[node] = _reason(message)
+            # For a node that is gone Flower's link answers itself, and does not say for which.
+            silent = [each for each, why in lost.items() if why == _SILENT]
+            lost |= dict.fromkeys([node] if node in partitions else silent, _reason(message))
             continue
         lost.pop(node, None)
         if node not in partitions or partitions[node] in replies:

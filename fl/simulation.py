@@ -47,7 +47,7 @@ def main(arguments: list[str], client_app: "ClientApp | None" = None) -> int:
         print("Usage: python -m fl.simulation RUN_FOLDER", file=sys.stderr)
         return 2
     try:
-        with _only_job(folder):
+        with only_job(folder):
             return _run_and_tell(folder, client_app)
     except FederationError as error:
         print(error, file=sys.stderr)
@@ -60,10 +60,10 @@ def _run_and_tell(folder: Path, client_app: "ClientApp | None") -> int:
         run_job(load_job(folder), client_app)
         return 0
     except (LearningError, DataError) as error:
-        return _told(folder, error, 2)
+        return told(folder, error, 2)
     except BaseException as error:
         logging.getLogger("flwr").exception("The job failed.")
-        return _told(folder, error, 1)
+        return told(folder, error, 1)
 
 
 def run_job(job: TrainingJob, client_app: "ClientApp | None" = None) -> None:
@@ -216,7 +216,7 @@ def _log_to_file(path: Path) -> None:
 
 
 @contextmanager
-def _only_job(folder: Path) -> Iterator[None]:
+def only_job(folder: Path) -> Iterator[None]:
     """Hold the run's folder: two jobs in it would overwrite each other's rounds."""
     if not folder.is_dir():
         raise FederationError(f"There is no run folder at {folder}; start a run with `atalaia train`.")
@@ -230,7 +230,7 @@ def _only_job(folder: Path) -> Iterator[None]:
         yield
 
 
-def _told(folder: Path, error: BaseException, status: int) -> int:
+def told(folder: Path, error: BaseException, status: int) -> int:
     """Tell an error in one line and keep it for whoever started the job."""
     message = " ".join(str(error).split()) or "no reason given"
     if isinstance(error, SystemExit | KeyboardInterrupt):

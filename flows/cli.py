@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from flows.certs_command import certs
 from flows.compare_command import compare
 from flows.detect_command import detect
 from flows.export_command import export
+from flows.link_command import superlink
 from flows.promote_command import detectors, promote, rollback
 from flows.report_command import report
 from flows.services_commands import down, status, up
+from flows.site_command import site
 from flows.sweep_command import sweep
 
 if TYPE_CHECKING:
@@ -122,8 +125,23 @@ def query(
     show_query(sql, view)
 
 
-for service_command in (up, down, status, promote, rollback, compare, detectors, export, detect, report, sweep):
-    app.command()(service_command)
+for command in (
+    up,
+    down,
+    status,
+    promote,
+    rollback,
+    compare,
+    detectors,
+    export,
+    detect,
+    report,
+    sweep,
+    certs,
+    superlink,
+    site,
+):
+    app.command()(command)
 
 
 @contextmanager

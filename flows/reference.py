@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from flows.config import RunConfig
 from flows.grids import Grid
+from flows.link import LinkSettings
 from flows.presets import PRESETS
 from flows.services import PROJECT, PlatformSettings
 from storage.descriptions import Description
@@ -40,9 +41,15 @@ _CHAPTERS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("Your own logs", Description, "The `.toml` file that `dataset.name` may name; see [own-logs.md](own-logs.md)."),
     ("A grid of runs", Grid, "The `.toml` file that `atalaia sweep` may be given."),
     ("Detection", DetectConfig, "The parameter `config` of `detect-hourly`, and the options of `atalaia detect`."),
+    (
+        "The link of real sites",
+        LinkSettings,
+        "Options of `atalaia superlink`, with hyphens there; see [sites.md](sites.md).",
+    ),
     ("Services", PlatformSettings, "Options of `atalaia up`, with hyphens there; see [operations.md](operations.md)."),
 )
 _SEEN_ELSEWHERE = {
+    "LinkSettings": "[a link](#the-link-of-real-sites)",
     "RunConfig": "a [run](#settings-of-a-run)",
     "DetectConfig": "[detection](#detection)",
     "MaskRule": "`{pattern, replacement}`",

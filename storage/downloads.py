@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import http.client
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -53,9 +54,11 @@ def download(
     md5: str | None = None,
     progress: Progress = silent,
     patience: Patience | None = None,
+    context: ssl.SSLContext | None = None,
 ) -> Path:
     """The file at an address, in `folder`; one that was fetched before and has the expected checksum is taken as it is.
 
+    `context` says whose certificates count; None: the system's authorities.
     Raises SourceError where the server refuses, stays unreachable, or gives a file with another checksum.
     """
     place = folder / hashlib.sha256(url.encode()).hexdigest()[:12]
@@ -66,7 +69,7 @@ def download(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if done.exists() and not _wrong_checksum(done, sha256, md5):
             return done
-        _fetch_with_patience(url, part, progress, patience or Patience())
+        _fetch_with_patience(url, part, progress, patience or Patience(), context)
         if wrong := _wrong_checksum(part, sha256, md5):
             part.unlink()
             raise SourceError(f"{url} has {wrong}; the file was removed, check the address and the checksum.")
@@ -74,12 +77,14 @@ def download(
     return done
 
 
-def _fetch_with_patience(url: str, part: Path, progress: Progress, patience: Patience) -> None:
+def _fetch_with_patience(
+    url: str, part: Path, progress: Progress, patience: Patience, context: ssl.SSLContext | None
+) -> None:
     failures = 0
     while True:
         before = _size(part)
         try:
-            if _fetch(url, part, progress, patience.timeout):
+            if _fetch(url, part, progress, patience.timeout, context):
                 return
             reason = "the connection broke off"
         except urllib.error.HTTPError as error:
@@ -104,7 +109,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _fetch(url: str, part: Path, progress: Progress, timeout: float) -> bool:
+def _fetch(url: str, part: Path, progress: Progress, timeout: float, context: ssl.SSLContext | None = None) -> bool:
     """One try, going on after what is there if the server can; tells whether the file is whole."""
     have = _size(part)
     mark = _read_mark(part)
@@ -115,7 +120,7 @@ def _fetch(url: str, part: Path, progress: Progress, timeout: float) -> bool:
     elif have:
         have = 0
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.urlopen(request, timeout=timeout, context=context)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             # Nothing lies after what is there: it is whole, or no longer a part of the file.

@@ -74,9 +74,9 @@ def test_messages_hold_weights_and_numbers_and_no_path_text_or_token(
 def test_the_first_adapter_is_the_same_whoever_makes_it(tmp_path: Path, tiny_model: Path, shares: Path) -> None:
     job = small_job(tmp_path / "run", tiny_model, shares)
     grid = LocalGrid(job, client_app.app)
-    from fl.server_app import _config
+    from fl.server_app import round_config
 
-    content = RecordDict({"config": _config(job, 0, 0.0)})
+    content = RecordDict({"config": round_config(job, 0, 0.0)})
     messages = [Message(content, dst_node_id=node, message_type="query.adapter") for node in grid.get_node_ids()]
     first, *others = [reply.content["arrays"] for reply in grid.send_and_receive(messages)]
     assert len(others) == 3

@@ -81,6 +81,7 @@ def test_what_runs_when_and_where() -> None:
         "nightly-retrain": ("flows.nightly.nightly_retrain", "cpu"),
         "detect-hourly": ("flows.detect.detect", "cpu"),
         "weekly-sweep": ("flows.sweep.sweep", "cpu"),
+        "federate": ("flows.federate.federate", "cpu"),
     }
     assert {d["name"]: d["schedules"] for d in DEPLOYMENTS if "schedules" in d} == {
         "experiment": [{"cron": "0 1 * * 6", "timezone": "UTC"}],
@@ -100,6 +101,7 @@ def test_no_two_runs_of_a_deployment_train_at_the_same_time_and_a_late_night_is_
         "nightly-retrain": "CANCEL_NEW",
         "detect-hourly": "CANCEL_NEW",
         "weekly-sweep": "CANCEL_NEW",
+        "federate": "CANCEL_NEW",
     }
 
 

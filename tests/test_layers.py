@@ -12,6 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "fl", "storage")
 BENEATH = {"flows": {"flows", "tasks", "fl", "storage"}, "tasks": {"tasks", "fl", "storage"}, "storage": {"storage"}}
 FLOWER = {"fl.client_app", "fl.server_app", "fl.strategies", "fl.simulation"}
+# The deployment runtime: the server and the client of real sites, and how each talks to the link.
+FLOWER |= {"fl.link_app", "fl.site_app", "fl.link", "fl.node"}
+WITH_STORAGE = {"fl.client_app", "fl.server_app", "fl.simulation", "fl.link_app"}
+"""The server commits rounds, a client reads its share."""
 PLACES = {
     "prefect": lambda module: module.split(".")[0] in {"flows", "tasks"},
     "torch": lambda module: module.startswith("fl."),
@@ -42,7 +46,7 @@ def test_a_module_imports_only_from_its_own_layer_and_those_beneath(module: str)
     package = module.split(".")[0]
     used = {name.split(".")[0] for name in _imported(module)} & set(PACKAGES)
     if package == "fl":
-        allowed = {"fl", "storage"} if module in FLOWER - {"fl.strategies"} else {"fl"}
+        allowed = {"fl", "storage"} if module in WITH_STORAGE else {"fl"}
         assert used <= allowed, f"{module} imports {used - allowed}"
     else:
         assert used <= BENEATH[package], f"{module} imports {used - BENEATH[package]}"

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from federated_jobs import LocalGrid, misbehaving_client, small_job, write_shares
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app.error import Error
 
 from fl import client_app
 from fl.errors import BadReply, FederationError, LostClients
@@ -190,6 +191,13 @@ def test_a_second_reply_of_a_client_is_refused() -> None:
 def test_a_reply_that_never_came_is_named() -> None:
     with pytest.raises(LostClients, match="client 1: no reply in time"):
         check_replies([_reply(3, 0)], {3: 0, 4: 1}, CURRENT, {0: 5, 1: 5}, 1, 2)
+
+
+def test_a_client_whose_node_is_gone_is_named_though_the_link_itself_answers() -> None:
+    asked = Message(RecordDict(), dst_node_id=1, message_type="train")  # 1: the link
+    gone = Message(Error(code=3, reason="Node Unavailable"), reply_to=asked)
+    with pytest.raises(LostClients, match="client 1: Node Unavailable"):
+        check_replies([gone, _reply(3, 0)], {3: 0, 4: 1}, CURRENT, {0: 5, 1: 5}, 1, 2)
 
 
 class _CountingGrid(LocalGrid):

@@ -1,0 +1,156 @@
+"""The rules of a federation of sites: all that decides what happens to a site's logs, and what comes of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fl.errors import FederationError
+from fl.federation import Federation, TrainingJob
+from fl.hyperparameters import LocalTraining, Tuning
+from fl.privacy import Privacy
+from flows.config import RunConfig
+from storage.certificates import registered_sites
+from storage.consent import rules_hash
+from storage.datasets import resolve
+from storage.layout import Layout
+from storage.masks import MaskRules
+from storage.splits import SplitRule
+from storage.tokens import TokenRule
+from storage.windows import WindowRule
+
+
+class BaseModelRule(BaseModel):
+    """The base model that everybody has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    name: str
+    """As the link calls it; a site may have it in a folder of its own."""
+    sha256: str
+    """Of its weights, as the model's card has it."""
+    quantization: str
+    """Form of the weights in memory."""
+    port: int | None
+    """Where the link gives the model's files, by HTTPS; none: each site has the model itself."""
+
+
+class SiteRules(BaseModel):
+    """What a site agrees to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    preset: str
+    """The named run."""
+    window: WindowRule
+    """How lines are grouped."""
+    mask: MaskRules
+    """What is blotted out of messages."""
+    tokens: TokenRule
+    """How windows become token sequences."""
+    split: SplitRule
+    """Which windows are trained and calibrated on."""
+    model: BaseModelRule
+    """The base model."""
+    tuning: Tuning
+    """What is trained and sent."""
+    training: LocalTraining
+    """What a site does in a round."""
+    federation: Federation
+    """Rounds, sites, and how what they send is combined."""
+    privacy: Privacy
+    """How a site's update is clipped and hidden, and by whom."""
+    score: Literal["top_k", "unaligned", "mean_token", "max_token", "mean_message", "max_message"]
+    """The score that decides."""
+    k: int | None
+    """Of the top_k and unaligned scores."""
+    false_alarm_rate: float = Field(gt=0, lt=1)
+    """Share of normal windows that a site's threshold may flag."""
+    judged_rounds: Literal["all", "last"] | int
+    """After which rounds the sites judge the adapter."""
+
+    def text(self) -> str:
+        """The rules as they are sent, agreed to and hashed."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def sha256(self) -> str:
+        """Their name."""
+        return rules_hash(self.text())
+
+    def job(self, run_id: str, run_folder: Path) -> TrainingJob:
+        """The server's job; what belongs to the sites' machines is not in it."""
+        return TrainingJob(
+            run_id=run_id,
+            run_folder=run_folder,
+            model_folder=Path(self.model.sha256),
+            shares_folder=Path(self.sha256),
+            tuning=self.tuning,
+            training=self.training,
+            federation=self.federation,
+            privacy=self.privacy,
+            quantization=self.model.quantization,
+            threads=1,
+        )
+
+
+def rules_of(config: RunConfig, weights_sha256: str, sites: int, model_port: int | None = None) -> SiteRules:
+    """The rules of a run with so many registered sites."""
+    spec = resolve(config.dataset)
+    score = "mean_token" if config.detection.score == "auto" else config.detection.score
+    # A directory's path on the link's machine is nobody's business, and of no use elsewhere.
+    name = Path(config.model.name).name if Path(config.model.name).is_dir() else config.model.name
+    quantization = "none" if config.model.quantization == "auto" else config.model.quantization
+    return SiteRules(
+        preset=config.preset,
+        window=config.window or spec.window,
+        mask=config.mask or spec.mask,
+        tokens=config.tokens,
+        split=config.split,
+        model=BaseModelRule(name=name, sha256=weights_sha256, quantization=quantization, port=model_port),
+        tuning=config.tuning,
+        training=config.training,
+        federation=replace(config.federation, clients=sites),
+        privacy=config.privacy,
+        score=score,
+        k=config.detection.k or (1 if score in {"top_k", "unaligned"} else None),
+        false_alarm_rate=config.detection.false_alarm_rate,
+        judged_rounds=config.scoring.scored_rounds,
+    )
+
+
+def federation_rules(config: RunConfig, certs: Path, model_port: int | None, layout: Layout) -> tuple[SiteRules, Path]:
+    """The rules of a run for the sites registered in a link's folder, and the base model's directory."""
+    from fl.model import prepare_model
+
+    sites = len(registered_sites(certs))
+    model = prepare_model(config.model.name, layout.models)
+    card = json.loads((model / "card.json").read_text())
+    return rules_of(config, card["weights_sha256"], sites, model_port), model
+
+
+def read_rules(text: str) -> SiteRules:
+    """Rules as they came; raises FederationError where this program does not know them, or reads them otherwise."""
+    try:
+        rules = SiteRules.model_validate_json(text)
+    except (ValidationError, ValueError) as error:
+        raise FederationError(
+            "The federation's rules are of a kind that this program does not know; install the link's version."
+        ) from error
+    if rules.text() != text:
+        raise FederationError("The federation's rules are not in the form that is hashed; install the link's version.")
+    return rules
+
+
+def differing(config: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """The names in which a request's configuration is not the expected one; JSON texts count by their values."""
+    return sorted(name for name in set(config) | set(expected) if _read(config.get(name)) != _read(expected.get(name)))
+
+
+def _read(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -1,0 +1,105 @@
+"""The site's own account of everything it sends: one JSON object a line, readable by people and by programs.
+
+call     a request to the link: time, call, what it carries, bytes, sha256 of the request as it is sent
+polls    calls that carry no more than the site's public key or its number at the link: time of the first, counts, bytes
+reply    what a reply says in words: kind, round, numbers by name, bytes of arrays
+consent  rules that the operator agreed to, by their hash
+
+Beside these bytes each request has headers: the site's public key, the time, a signature of it, Flower's version.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from storage.errors import StorageError
+
+_POLLS = {"ActivateNode", "PullMessages", "SendNodeHeartbeat", "PullObject", "ConfirmMessageReceived"}
+"""Calls that carry no more than the site's public key or number."""
+_POLLS_TOGETHER = 600
+
+
+class Ledger:
+    """Appends lines; a line that cannot be written stops what was to be sent."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`path`: the file, None to keep none; raises StorageError where it cannot be written."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._polls: dict[str, Any] = {}
+        self.bytes_sent = 0
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write()
+
+    def call(self, name: str, data: bytes) -> None:
+        """Account for a request that is about to be sent."""
+        with self._lock:
+            self.bytes_sent += len(data)
+            if name in _POLLS:
+                self._poll(name, data)
+                return
+            line = {"time": _now(), "entry": "call", "call": name, "carries": _carries(name, data)}
+            self._write(line | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+
+    def reply(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Say in words what the calls that follow hold."""
+        with self._lock:
+            self._write({"time": _now(), "entry": "reply", "kind": kind, **facts})
+
+    def consent(self, digest: str, number: int) -> None:
+        """Rules were agreed to."""
+        with self._lock:
+            self._write({"time": _now(), "entry": "consent", "rules_sha256": digest, "number": number})
+
+    def close(self) -> None:
+        """Write the polls not yet accounted for."""
+        with self._lock:
+            self._write()
+
+    def _poll(self, name: str, data: bytes) -> None:
+        if not self._polls:
+            self._polls = {"time": _now(), "entry": "polls", "calls": {}, "bytes": 0}
+        calls = self._polls["calls"]
+        calls[name] = calls.get(name, 0) + 1
+        self._polls["bytes"] += len(data)
+        if sum(calls.values()) >= _POLLS_TOGETHER:
+            self._write()
+
+    def _write(self, line: Mapping[str, Any] | None = None) -> None:
+        if self._path is None:
+            return
+        lines = [each for each in (self._polls, line) if each]
+        self._polls = {}
+        data = "".join(json.dumps(each) + "\n" for each in lines).encode()
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, data)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StorageError(f"Cannot write the ledger {self._path}: {error.strerror}; nothing is sent.") from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _carries(name: str, data: bytes) -> str:
+    """What a request holds, in words: Flower's objects say at their beginning what they are."""
+    if name == "PushObject":
+        for kind in ("ArrayChunk", "ArrayRecord", "MetricRecord", "ConfigRecord", "RecordDict", "Message", "Array"):
+            if f"{kind} ".encode() in data[:400]:
+                return f"a part of a reply ({kind})"
+        return "a part of a reply"
+    words = {
+        "DeactivateNode": "the site's number at the link",
+        "PushMessages": "a reply's head: numbers of run, site and message, times, hashes of its parts",
+    }
+    return words.get(name, "")

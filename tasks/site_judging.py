@@ -1,0 +1,146 @@
+"""How an adapter does on a site's own windows, and the detector and alerts that the site keeps for itself."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from fl.hyperparameters import Tuning
+from storage.datasets import DatasetSpec
+from storage.detection import DetectConfig, Outcome
+from storage.normal_windows import write_normal_windows
+from storage.progress import Progress, silent
+from storage.stages import Stage
+from tasks.detect_anomalies import detect_anomalies
+from tasks.site_windows import HELD_OUT, Reading
+
+if TYPE_CHECKING:
+    from fl.model import LoadedModel
+
+_ROUNDING = 1e-5
+"""As storage/judging.py has it: a score so near the threshold is at it."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What decides: the score, and the share of normal windows that may be flagged."""
+
+    score: str
+    k: int | None
+    false_alarm_rate: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A site's windows with their scores by one adapter."""
+
+    scores: pl.DataFrame
+    """Calibration and held-out windows: window_id, split, sequence_hash, score, loss_sum, loss_tokens."""
+    threshold: float
+    seconds: float
+
+    def numbers(self, number: int, alerts: int) -> dict[str, float]:
+        """What the site tells of them, as fl/declared.py names it."""
+        calibration = self.scores.filter(pl.col("split") == "calibration")
+        held_out = self.scores.filter(pl.col("split").is_in(HELD_OUT))
+        quantiles = np.quantile(calibration["score"].to_numpy(), [0.5, 0.9, 0.99])
+        margin = self.threshold + _ROUNDING * max(1.0, abs(self.threshold))
+        return {
+            "partition": number,
+            "calibration_windows": calibration.height,
+            "loss": float(calibration["loss_sum"].to_numpy().sum() / calibration["loss_tokens"].to_numpy().sum()),
+            **{name: float(value) for name, value in zip(("score_50", "score_90", "score_99"), quantiles, strict=True)},
+            "threshold": self.threshold,
+            "held_out_windows": held_out.height,
+            "flagged_windows": int((held_out["score"] > margin).sum()),
+            "alerts": alerts,
+            "seconds": self.seconds,
+        }
+
+
+def judge_windows(
+    model: Any,  # noqa: ANN401 (a PEFT model with the adapter in place)
+    loaded: "LoadedModel",
+    windows: Stage,
+    judging: Judging,
+    progress: Progress = silent,
+) -> Judged:
+    """Score each distinct sequence of the calibration and held-out windows once, and take the threshold."""
+    from fl.scoring import anomaly_score, score_sequences
+    from fl.thresholds import label_free_threshold
+
+    started = time.monotonic()
+    table, sequences = _judged_windows(windows)
+    ids = [np.asarray(each, np.int64) for each in sequences["token_ids"].to_list()]
+    starts = [np.asarray(each, np.int64) for each in sequences["message_starts"].to_list()]
+    columns = score_sequences(model, loaded, ids, starts, (judging.k or 1,), progress=progress)
+    scored = sequences.select("sequence_id", "sequence_hash").with_columns(
+        score=pl.Series(anomaly_score(columns, judging.score, judging.k)),
+        loss_sum=pl.Series(columns["loss_sum"]),
+        loss_tokens=pl.Series(columns["loss_tokens"]),
+    )
+    scores = table.join(scored, on="sequence_id", how="left", maintain_order="left").drop("sequence_id")
+    calibration = scores.filter(pl.col("split") == "calibration")["score"].to_numpy()
+    threshold = label_free_threshold(calibration, judging.false_alarm_rate)
+    return Judged(scores, threshold, time.monotonic() - started)
+
+
+def _judged_windows(windows: Stage) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The judged windows with their sequence, and the distinct sequences in a stable order."""
+    splits = pl.scan_parquet(windows.file("splits.parquet")).filter(pl.col("split").is_in(["calibration", *HELD_OUT]))
+    every = pl.scan_parquet(windows.file("tokenized/windows.parquet")).select("window_id", "sequence_id")
+    table = splits.join(every, on="window_id", how="left", maintain_order="left").collect()
+    columns = ["sequence_id", "sequence_hash", "token_ids", "message_starts"]
+    sequences = pl.scan_parquet(windows.file("tokenized/sequences.parquet")).select(columns)
+    wanted = table.lazy().select("sequence_id").unique()
+    return table, sequences.join(wanted, on="sequence_id", how="semi").sort("sequence_id").collect()
+
+
+def write_detector(
+    folder: Path,
+    adapter: bytes,
+    facts: Mapping[str, Any],
+    judged: Judged,
+    windows: Stage,
+    reading: Reading,
+    spec: DatasetSpec,
+    tuning: Tuning,
+    judging: Judging,
+) -> Path:
+    """The site's detector as storage/judging.py reads it, put in place by one rename.
+
+    `adapter` is a safetensors file; `facts` says where it comes from: run_id, round, adapter_hash, model, seed.
+    """
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    (temporary / "adapter.safetensors").write_bytes(adapter)
+    calibration = judged.scores.filter(pl.col("split") == "calibration").select("sequence_hash", "score")
+    calibration.write_parquet(temporary / "calibration_scores.parquet")
+    described = {
+        **facts,
+        "dataset": spec.model_dump(mode="json"),
+        "window": reading.window.model_dump(mode="json"),
+        "mask": reading.mask.model_dump(mode="json"),
+        "tokens": reading.tokens.model_dump(mode="json"),
+        "tuning": asdict(tuning),
+        **asdict(judging),
+        "threshold": judged.threshold,
+    }
+    (temporary / "detector.json").write_text(json.dumps(described, indent=1))
+    write_normal_windows(temporary, windows.file("tokenized"), windows.file("splits.parquet"))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return folder
+
+
+def write_alerts(detector: Path, logs: list[str], output: Path, progress: Progress = silent) -> Outcome:
+    """Judge the site's logs with its detector; alerts as `atalaia detect` writes them."""
+    config = DetectConfig(files=tuple(logs), model=str(detector), output=str(output))
+    return detect_anomalies(config, progress=progress)

@@ -1,0 +1,306 @@
+"""fl/site_app.py, fl/link_app.py, flows/site.py: sites with their own logs and a server, without a network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from federated_jobs import LocalGrid
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from site_federations import NAMES, SiteGrid, federation_of, simulated_logs, tiny_rules
+
+from fl import client_app
+from fl.declared import NUMBERS
+from fl.errors import FederationError, LinkLost, LostClients
+from fl.federation import save_job
+from fl.link_app import run_rounds
+from fl.server_app import train_federation
+from fl.site_app import FAILED, REFUSED
+from flows.site import SiteSettings, run_site
+from flows.site_rules import SiteRules
+from storage.adapters import committed_rounds
+from storage.certificates import issue
+from storage.consent import read_consent
+from storage.detection import DetectConfig
+from storage.errors import DataError
+from storage.events import read_events
+from storage.layout import Layout
+from storage.site_numbers import read_numbers
+from tasks.detect_anomalies import detect_anomalies
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return simulated_logs(150, tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="module")
+def rules(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteRules:
+    return tiny_rules(tiny_model, Layout(tmp_path_factory.mktemp("link")))
+
+
+@pytest.fixture(scope="module")
+def ran(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SiteGrid, Path]:
+    """A federation run to its end, with its grid and the run's folder."""
+    folder = tmp_path_factory.mktemp("sites")
+    grid = SiteGrid(rules, tiny_model, logs, folder / "homes")
+    job = rules.job("run", folder / "run")
+    save_job(job)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATALAIA_HOME", str(folder / "homes" / "detecting"))
+        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+    return grid, folder / "run"
+
+
+def test_sites_train_what_the_simulation_of_their_shares_trains(
+    ran: tuple[SiteGrid, Path], rules: SiteRules, tiny_model: Path, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    grid, folder = ran
+    shares = tmp_path / "shares"
+    shares.mkdir()
+    for member in grid.members.values():
+        found = Path(str(member.node_config()["shares-folder"]))
+        [share] = found.iterdir()
+        (shares / share.name).write_bytes(share.read_bytes())
+    job = replace(
+        rules.job("simulated", tmp_path / "simulated"), model_folder=tiny_model, shares_folder=shares, device="cpu"
+    )
+    save_job(job)
+    train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
+    simulated = [each.adapter.read_bytes() for each in committed_rounds(job.run_folder)]
+    assert [each.adapter.read_bytes() for each in committed_rounds(folder)] == simulated
+    assert len(set(simulated)) == 3
+
+
+def test_replies_hold_the_declared_numbers_and_adapter_arrays_and_nothing_else(ran: tuple[SiteGrid, Path]) -> None:
+    replies = ran[0].replies
+    assert {reply.metadata.message_type for reply in replies} == set(NUMBERS)
+    for reply in replies:
+        assert set(reply.content) <= {"arrays", "metrics"}
+        for record in reply.content.values():
+            if isinstance(record, ArrayRecord):
+                assert all("lora_" in name and array.dtype == "float32" for name, array in record.items())
+            if isinstance(record, MetricRecord):
+                assert set(record) == set(NUMBERS[reply.metadata.message_type])
+                assert all(isinstance(value, int | float) for value in record.values())
+
+
+def test_each_round_is_judged_by_each_site_and_the_numbers_are_those_of_its_own_windows(
+    ran: tuple[SiteGrid, Path],
+) -> None:
+    grid, folder = ran
+    rows = read_numbers(folder)
+    assert [(row["round"], row["partition"]) for row in rows] == [(r, p) for r in (1, 2) for p in range(3)]
+    for row in rows[3:]:
+        site = grid.members[101 + row["partition"]].folder
+        scores = pl.read_parquet(site / "detector" / "calibration_scores.parquet")["score"].to_numpy()
+        assert row["calibration_windows"] == len(scores)
+        assert row["score_50"] == pytest.approx(np.quantile(scores, 0.5))
+        facts = json.loads((site / "detector" / "detector.json").read_text())
+        assert facts["threshold"] == row["threshold"]
+        assert (scores > row["threshold"]).mean() <= facts["false_alarm_rate"]
+
+
+def test_each_site_has_alerts_of_its_own_logs_as_detect_writes_them(
+    ran: tuple[SiteGrid, Path], logs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, folder = ran
+    told = {row["partition"]: row["alerts"] for row in read_numbers(folder) if row["round"] == 2}
+    assert sum(told.values()) > 0
+    for partition, log in enumerate(logs):
+        site = grid.members[101 + partition].folder
+        alerts = [json.loads(line) for line in (site / "alerts.jsonl").read_text().splitlines()]
+        assert len(alerts) == told[partition]
+        mine = log.read_text()
+        assert all(alert["window"] in mine for alert in alerts)
+        monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / str(partition)))
+        output = tmp_path / f"{partition}.jsonl"
+        detect_anomalies(DetectConfig(files=(str(log),), model=str(site / "detector"), output=str(output)))
+        again = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [alert["window"] for alert in again] == [alert["window"] for alert in alerts]
+
+
+def test_a_run_that_is_done_only_tells_the_sites_so(ran: tuple[SiteGrid, Path], rules: SiteRules) -> None:
+    grid, folder = ran
+    sent = len(grid.asked)
+    run_rounds(grid, rules.job("run", folder), federation_of(rules))  # type: ignore[arg-type]
+    assert {message.metadata.message_type for message in grid.asked[sent:]} == {"query.done"}
+    assert all(member.finished for member in grid.members.values())
+
+
+def _fresh(rules: SiteRules, model: Path, logs: list[Path], folder: Path) -> tuple[SiteGrid, Any]:
+    job = rules.job("run", folder / "run")
+    save_job(job)
+    return SiteGrid(rules, model, logs, folder / "homes"), job
+
+
+def test_a_site_whose_operator_does_not_agree_sends_one_fixed_sentence_and_prepares_nothing(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    grid.agreed = set()
+    with pytest.raises(LostClients, match="3 of 3 sites do not take part") as raised:
+        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+    assert REFUSED in str(raised.value)
+    assert {reply.error.reason for reply in grid.replies} == {REFUSED}
+    assert not list((tmp_path / "homes").rglob("*.parquet"))
+    assert all(read_consent(member.folder) is None for member in grid.members.values())
+    refused = [event for event in read_events(job.run_folder)[0] if event["event"] == "refused"]
+    assert sorted(event["site"] for event in refused) == sorted(NAMES)
+
+
+def test_rules_that_change_need_a_new_consent_and_the_operator_sees_what_changed(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
+    member = grid.members[101]
+    member.admit(rules.text(), 0)
+    seen: list[tuple[list[str], int]] = []
+    member._agree = lambda _, digest, changed, number: bool(seen.append((changed, number)))
+    member.admit(rules.text(), 0)
+    assert seen == []  # agreed to already
+    other = rules.model_copy(update={"false_alarm_rate": 0.05})
+    with pytest.raises(FederationError, match="--accept"):
+        member.admit(other.text(), 0)
+    with pytest.raises(FederationError, match="--accept"):
+        member.admit(rules.text(), 1)
+    assert seen == [(["false_alarm_rate: 0.002 -> 0.05"], 0), (["the site's number: 0 -> 1"], 1)]
+    consent = read_consent(member.folder)
+    assert consent is not None
+    assert (consent.sha256, consent.number) == (rules.sha256, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tuning", json.dumps({"kind": "full"})),
+        ("training", json.dumps({"steps": 100_000})),
+        ("seed", 8),
+        ("quantization", "nf4"),
+        ("round", 3),
+        ("learning-rate", 1.0),
+        ("send-log", "yes"),
+    ],
+)
+def test_a_request_for_other_training_than_agreed_to_is_refused(
+    name: str, value: str | int, rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    from fl.server_app import round_config
+    from fl.site_app import NotAgreed
+
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    member = grid.members[101]
+    asked = dict(round_config(job, 1, 1e-3))
+    with pytest.raises(NotAgreed, match="before it has sent its rules"):
+        member.expect(asked)
+    member.admit(rules.text(), 0)
+    member.expect(asked)
+    with pytest.raises(NotAgreed):
+        member.expect({**asked, name: value})
+
+
+def test_an_error_at_a_site_leaves_it_without_its_words(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "secret-name.log"
+    broken.write_text("a line that is not of the form, with the secret 4711\n" * 50)
+    grid, job = _fresh(rules, tiny_model, [broken, *logs[1:]], tmp_path)
+    with pytest.raises(LostClients, match=FAILED):
+        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+    [reply] = [reply for reply in grid.replies if reply.has_error()]
+    assert reply.error.reason == FAILED
+    words = str(grid.members[101].refusal)
+    assert "50 of 50 lines" in words
+    [rejects] = (tmp_path / "homes").rglob("*rejects/*.parquet")
+    assert str(rejects) in words
+
+
+def test_a_site_is_who_its_key_says_and_not_who_it_says(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    honest = grid._reply
+
+    def claiming(message: Message) -> Message:
+        reply = honest(message)
+        if message.metadata.dst_node_id == 102 and "metrics" in reply.content:
+            reply.content["metrics"]["partition"] = 0
+        return reply
+
+    grid._reply = claiming  # type: ignore[method-assign]
+    with pytest.raises(FederationError, match="south says that it is number 0, not 1"):
+        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+
+
+def test_a_message_of_an_unknown_kind_is_refused(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
+    [reply] = grid.send_and_receive([Message(RecordDict(), dst_node_id=101, message_type="query.steal")])
+    assert reply.error.reason == FAILED
+
+
+def test_a_base_model_with_other_weights_than_the_rules_name_is_refused(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
+    other = rules.model_copy(update={"model": rules.model.model_copy(update={"sha256": "0" * 64})})
+    grid.agreed = {other.sha256}
+    with pytest.raises(FederationError, match="give the right directory with --model"):
+        grid.members[101].admit(other.text(), 0)
+    assert not list((tmp_path / "homes" / "north").rglob("*.parquet"))
+
+
+def test_rules_that_this_program_does_not_know_are_refused(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
+    more = json.dumps({**json.loads(rules.text()), "send": "everything"})
+    spaced = json.dumps(json.loads(rules.text()), indent=1)
+    for text in (more, spaced, "not JSON"):
+        with pytest.raises(FederationError, match="install the link's version"):
+            grid.members[101].admit(text, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"logs": "missing.log"}, "no file missing.log"),
+        ({"logs": "."}, "is a folder"),
+        ({"logs": "logs.tar"}, "is an archive"),
+        ({"dataset": "nginx.toml"}, "Cannot read the dataset file nginx.toml"),
+        ({"output": Path("alerts.txt")}, "should end in"),
+        ({"watch": ("gone.log",)}, "no file gone.log"),
+        ({"certs": Path("nowhere")}, r"holds no ca\.crt"),
+    ],
+)
+def test_what_is_wrong_at_a_site_is_told_before_it_connects(
+    given: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tarfile
+
+    monkeypatch.chdir(tmp_path)
+    issue(tmp_path / "certs", ["north"])
+    (tmp_path / "good.log").write_text("081109 203615 148 INFO dfs.DataNode: a line\n")
+    with tarfile.open("logs.tar", "w") as tar:
+        tar.add("good.log")
+    good = {"name": "north", "logs": "good.log", "dataset": "hdfs", "link": "127.0.0.1:1"}
+    settings = SiteSettings(**{**good, "certs": tmp_path / "certs" / "sites" / "north", "wait": 0.0, **given})
+    with pytest.raises(DataError, match=told):
+        run_site(settings, Layout(tmp_path), lambda *_: True, print)
+
+
+def test_a_link_that_is_not_there_is_told_after_the_time_given(tmp_path: Path) -> None:
+    issue(tmp_path / "certs", ["north"])
+    log = tmp_path / "good.log"
+    log.write_text("081109 203615 148 INFO dfs.DataNode: a line\n")
+    certs = tmp_path / "certs" / "sites" / "north"
+    settings = SiteSettings("north", str(log), "hdfs", "127.0.0.1:1", certs, wait=0.0)
+    with pytest.raises(LinkLost, match="cannot be reached"):
+        run_site(settings, Layout(tmp_path), lambda *_: True, print)
