@@ -13,7 +13,7 @@ ADMIT, ADAPTER, TRAIN, JUDGE, DONE = "query.rules", "query.adapter", "train", "e
 
 _TRAINING = {
     "partition": "the site's number",
-    "round": "the round that was trained",
+    "round": "round that was trained",
     "examples": "training windows",
     "tokens": "tokens trained on",
     "computed_tokens": "tokens computed, shared beginnings counted once",
@@ -48,10 +48,10 @@ NUMBERS: dict[str, dict[str, str]] = {
     DONE: {},
 }
 """The numbers of each kind of reply, with what they mean."""
-SOMETIMES: dict[str, dict[str, str]] = {
-    TRAIN: {"unclipped": "1 where the update was within the clipping norm, else 0; under adaptive clipping only"},
+ONLY_SOMETIMES: dict[str, dict[str, str]] = {
+    TRAIN: {"unclipped": "under adaptive clipping: whether the update was within the clipping norm"},
 }
-"""Numbers that a reply has only where the rules ask for them."""
+"""Numbers that a kind of reply holds under some rules of the federation only."""
 WITH_ARRAYS = (ADAPTER, TRAIN)
 """The kinds of reply that hold the adapter's arrays."""
 
@@ -60,7 +60,7 @@ def check_numbers(kind: str, numbers: Mapping[str, object]) -> None:
     """Raise FederationError for a number that is not declared, missing, or no finite number."""
     if kind not in NUMBERS:
         raise FederationError(f"A site sends no reply of the kind {kind!r:.40}.")
-    if differing := sorted((set(numbers) - set(SOMETIMES.get(kind, {}))) ^ set(NUMBERS[kind])):
+    if differing := sorted((set(numbers) - set(ONLY_SOMETIMES.get(kind, ()))) ^ set(NUMBERS[kind])):
         raise FederationError(f"A reply to {kind} has other numbers than declared ({', '.join(differing)[:200]}).")
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

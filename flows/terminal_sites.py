@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fl.declared import ADMIT, JUDGE, NUMBERS, SOMETIMES, TRAIN
+from fl.declared import ADMIT, JUDGE, NUMBERS, ONLY_SOMETIMES, TRAIN
 from flows.site_rules import SiteRules
 from storage.site_numbers import worst_site
 
@@ -37,7 +37,7 @@ def show_rules(rules: SiteRules, digest: str, changed: Sequence[str], number: in
     page.print("\nWhat leaves the site, and nothing else:")
     for kind, title in _REPLIES.items():
         page.print(f"  {title}:")
-        for name, words in (NUMBERS[kind] | SOMETIMES.get(kind, {})).items():
+        for name, words in (NUMBERS[kind] | ONLY_SOMETIMES.get(kind, {})).items():
             page.print(f"    {name:<20} {words}", soft_wrap=True)
     page.print("What never does: log lines, masked or not, tokens, hashes of windows.\n")
     if changed:
