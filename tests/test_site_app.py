@@ -304,3 +304,31 @@ def test_a_link_that_is_not_there_is_told_after_the_time_given(tmp_path: Path) -
     settings = SiteSettings("north", str(log), "hdfs", "127.0.0.1:1", certs, wait=0.0)
     with pytest.raises(LinkLost, match="cannot be reached"):
         run_site(settings, Layout(tmp_path), lambda *_: True, print)
+
+
+def test_sites_keep_to_the_privacy_that_they_agreed_to_whatever_the_link_asks(
+    tiny_model: Path, logs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fl.site_app import NotAgreed
+    from flows.site import _expected
+
+    monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / "detecting"))
+    privacy = {"noise": "central", "clipping": "adaptive", "clipping_norm": 0.01, "count_noise": 1.0, "delta": 1e-3}
+    private = tiny_rules(tiny_model, Layout(tmp_path / "link"), privacy=privacy, scoring={"scored_rounds": "last"})
+    grid, job = _fresh(private, tiny_model, logs, tmp_path)
+    run_rounds(grid, job, federation_of(private))  # type: ignore[arg-type]
+    told = [found.facts["privacy"] for found in committed_rounds(job.run_folder)[1:]]
+    assert told[0]["epsilon"] < told[1]["epsilon"]
+    assert told[0]["clipping_norm"] == 0.01 != told[1]["clipping_norm"] == told[0]["next_clipping_norm"]
+    trained = [reply.content["metrics"] for reply in grid.replies if reply.metadata.message_type == "train"]
+    assert {int(metrics["unclipped"]) for metrics in trained} <= {0, 1}
+    member = grid.members[101]
+    asked = {**_expected(private), "round": 1, "learning-rate": private.training.learning_rate_max}
+    member.expect({**asked, "clipping-norm": 0.3})
+    for changed in ({"clipping-norm": 0.0}, {"clipping-norm": float("inf")}, {"clipping-norm": "0.3"}):
+        with pytest.raises(NotAgreed, match="another clipping norm"):
+            member.expect(asked | changed)
+    louder = json.dumps(json.loads(str(asked["privacy"])) | {"noise_multiplier": 0.0})
+    for less in (asked | {"privacy": louder}, {name: value for name, value in asked.items() if name != "privacy"}):
+        with pytest.raises(NotAgreed, match="asks for other privacy"):
+            member.expect(less)
