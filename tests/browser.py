@@ -95,6 +95,13 @@ class Browser:
         [found] = self.elements(_form_field(field))
         self._driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
 
+    def dismiss(self) -> None:
+        """Close whatever lies over or beside the page: a new profile is greeted by dialogs and panels."""
+        time.sleep(2)
+        self._driver.execute_script(
+            "document.querySelectorAll('button[aria-label=Close]').forEach(button => button.click())"
+        )
+
     def complaint(self) -> str:
         """What the browser says of the field that is wrong, such as a value out of its bounds."""
         return str(

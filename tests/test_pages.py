@@ -150,8 +150,7 @@ def test_the_registered_detector_leads_to_its_metrics_and_its_adapter(
 ) -> None:
     platform.completed(started)
     browser.open(f"{platform.mlflow}/#/models", "hdfs-sim")
-    for close in browser.elements("//button[@aria-label='Close']"):
-        close.click()
+    browser.dismiss()
     browser.open(f"{platform.mlflow}/#/models/hdfs-sim/versions/1", "LoRA rank 8", "adapter_hash", "Source Run")
     browser.picture("version")
     browser.click("//a[contains(@href, '/runs/')]")
@@ -163,13 +162,13 @@ def test_the_registered_detector_leads_to_its_metrics_and_its_adapter(
     assert metrics >= {"label_free/f1", "costs/message_up_mb", "costs/latency_ms", "train_loss", "auroc"}
     tags = {tag["key"]: tag["value"] for tag in found["tags"]}
     assert tags["flow_run_id"] == started
-    browser.press("Model metrics")
-    browser.see("train_loss", "held_out_loss", "label_free")
-    browser.picture("metrics")
     version = get_mlflow(platform, "model-versions/get?name=hdfs-sim&version=1")["model_version"]
     experiment = get_mlflow(platform, "experiments/get-by-name?experiment_name=atalaia")["experiment"]
-    place = f"{platform.mlflow}/#/experiments/{experiment['experiment_id']}/models/{version['model_id']}/artifacts"
-    browser.open(place, "artifacts")
+    pages = f"{platform.mlflow}/#/experiments/{experiment['experiment_id']}"
+    # Charts further down are drawn when they are scrolled to.
+    browser.open(f"{pages}/runs/{run_id}/model-metrics", "Model metrics", "auroc", "Step")
+    browser.picture("metrics", height=1000, seconds=5)
+    browser.open(f"{pages}/models/{version['source'].rpartition('/')[2]}/artifacts", "MLmodel", "artifacts")
     browser.click("//*[normalize-space(text())='artifacts']")
     browser.see("adapter.safetensors", "detector.json", "calibration_scores.parquet")
     browser.picture("adapter")
