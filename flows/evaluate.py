@@ -52,6 +52,7 @@ def judge(config: RunConfig, prepared: Prepared, trained: Stage) -> Judged:
         trained,
         config.training.batch_size,
         baselines,
+        detection.threshold,
     )
     explained = explain_alerts(model, data, trained, evaluated, config.tuning, seed, *loading)
     return Judged(scored, evaluated, explained)
