@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fl.event_models import MODELS, ScoreKind
+from fl.baseline_models import MODELS
+from fl.event_models import ScoreKind
 from fl.metrics_table import METRIC_TYPES, POPULATIONS, Row, Rows, Windows, metrics_of
 from fl.thresholds import THRESHOLDS, Floats, Ranking, label_free_threshold, rank_counts
 
