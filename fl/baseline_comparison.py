@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fl.baseline_models import MODELS
 from fl.calibration import ThresholdRule, calibrated_threshold
-from fl.event_models import MODELS, ScoreKind
+from fl.event_models import ScoreKind
 from fl.metrics_table import METRIC_TYPES, POPULATIONS, Row, Rows, Windows, metrics_of
 from fl.thresholds import THRESHOLDS, Floats, Ranking, rank_counts
 
