@@ -48,7 +48,8 @@ def site(
     layout = current()
     quiet_environment(layout)
     _quiet_flower()
-    from flows.site import SiteSettings, run_site
+    from flows.site import run_site
+    from flows.site_member import SiteSettings
 
     certs = certs.expanduser().resolve()
     settings = SiteSettings(

@@ -12,7 +12,7 @@ from flwr.app.error import Error
 
 from fl.site_app import answer, site_app
 from flows.config import RunConfig
-from flows.site import SiteMember, SiteSettings
+from flows.site_member import SiteMember, SiteSettings
 from flows.site_rules import SiteRules, rules_of
 from storage.hdfs_generator import generate
 from storage.layout import Layout

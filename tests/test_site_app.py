@@ -18,7 +18,8 @@ from fl.federation import save_job
 from fl.link_app import run_rounds
 from fl.server_app import train_federation
 from fl.site_app import FAILED, REFUSED
-from flows.site import SiteSettings, run_site
+from flows.site import run_site
+from flows.site_member import SiteSettings
 from flows.site_rules import SiteRules
 from storage.adapters import committed_rounds
 from storage.certificates import issue

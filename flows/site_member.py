@@ -1,0 +1,274 @@
+"""A site as a member of a federation: what its operator agreed to, its windows, how it judges adapters, its alerts."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl.errors import FederationError, LearningError
+from flows.site_rules import SiteRules, differing, read_rules
+from storage.certificates import CA
+from storage.consent import Consent, changes, read_consent, rules_hash, write_consent
+from storage.errors import DataError
+from storage.layout import Layout
+from storage.ledger import Ledger
+from storage.model_files import fetch_model
+from storage.stages import Stage
+from tasks.site_judging import Judging, judge_windows, write_alerts, write_detector
+from tasks.site_windows import Reading, site_spec, site_windows
+
+if TYPE_CHECKING:
+    from fl.exchange import Arrays
+
+Tell = Callable[[str], None]
+Agree = Callable[[SiteRules, str, list[str], int], bool]
+"""Asks the operator: the rules, their hash, what differs from those agreed to before, and the site's number."""
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """What a site's operator gives."""
+
+    name: str
+    """What the site is called on its own machine; its folder in the home."""
+    logs: str
+    dataset: str
+    link: str
+    """HOST:PORT."""
+    certs: Path
+    model: str | None = None
+    """A local directory with the base model; None: by the name in the rules."""
+    watch: tuple[str, ...] = ()
+    """Logs to write alerts on; empty: the site's own logs."""
+    output: Path | None = None
+    """The alerts; None: alerts.jsonl in the site's folder."""
+    audit: bool = True
+    device: str = "auto"
+    threads: int | None = None
+    wait: float = 300.0
+    """Seconds to wait for a link that was never reached, or does not know the site's key."""
+
+
+@dataclass
+class SiteOutcome:
+    """How it ended."""
+
+    rounds: int = 0
+    alerts: int = 0
+    output: Path | None = None
+    bytes_sent: int = 0
+    ledger: Path | None = None
+
+
+class NotConsented(FederationError):
+    """The operator has not agreed to the rules that the link sent."""
+
+
+@dataclass
+class _Membership:
+    """What follows from rules that were agreed to."""
+
+    rules: SiteRules
+    number: int
+    windows: Stage
+    model_folder: Path
+    expected: dict[str, Any]
+
+
+class SiteMember:
+    """The site as fl/site_app.py sees it."""
+
+    def __init__(self, settings: SiteSettings, layout: Layout, agree: Agree, ledger: Ledger, tell: Tell) -> None:
+        self._settings, self._layout, self._agree, self._ledger, self._tell = settings, layout, agree, ledger, tell
+        self.folder = site_folder(settings.name, layout)
+        self.outcome = SiteOutcome()
+        self.finished = False
+        """Whether the link has said that it is over."""
+        self.refusal: Exception | None = None
+        self._membership: _Membership | None = None
+
+    @property
+    def _member(self) -> _Membership:
+        from fl.site_app import NotAgreed
+
+        if self._membership is None:
+            raise NotAgreed("The link asks for work before it has sent its rules.")
+        return self._membership
+
+    def admit(self, rules: str, number: int) -> Mapping[str, float]:
+        """Take part by these rules: ask the operator where they are new, have the model, prepare the windows."""
+        try:
+            return self._admit(rules, number)
+        except (LearningError, DataError) as error:
+            self.refusal = error
+            raise
+
+    def _admit(self, text: str, number: int) -> Mapping[str, float]:
+        rules = read_rules(text)
+        self._consented(rules, number)
+        folder = self._model_folder(rules)
+        self._tell("preparing the windows of the site's logs")
+        windows = site_windows(self._reading(rules), number, folder / "tokenizer.json", self._layout)
+        self._membership = _Membership(rules, number, windows, folder, _expected(rules))
+        counts = windows.counts
+        self._tell(
+            f"takes part as number {number}: {counts['examples']:,} windows to train on, "
+            f"{counts['calibration_windows']:,} to calibrate on, {counts['held_out_windows']:,} held out"
+        )
+        names = ("examples", "calibration_windows", "held_out_windows")
+        return {"partition": number, **{name: counts[name] for name in names}}
+
+    def _consented(self, rules: SiteRules, number: int) -> Consent:
+        """The consent to these rules; raises NotConsented where the operator gives none."""
+        from fl.site_app import NotAgreed
+
+        known = read_consent(self.folder)
+        text = rules.text()
+        if known is not None and known.sha256 == rules_hash(text) and known.number == number:
+            return known
+        changed = [] if known is None else changes(known.rules, text)
+        if known is not None and known.number != number:
+            changed = [f"the site's number: {known.number} -> {number}", *changed]
+        if not self._agree(rules, rules_hash(text), changed, number):
+            self.refusal = NotConsented(
+                f"The rules of {self._settings.link} are not agreed to; to agree, start again with "
+                f"--accept {rules_hash(text)[:16]}"
+            )
+            raise NotAgreed(str(self.refusal))
+        self._ledger.consent(rules_hash(text), number)
+        return write_consent(self.folder, text, number, self._settings.link)
+
+    def _model_folder(self, rules: SiteRules) -> Path:
+        """The base model's directory; raises FederationError where its weights are others than the rules name."""
+        from fl.model import prepare_model
+
+        folder = prepare_model(self._model_name(rules), self._layout.models)
+        found = json.loads((folder / "card.json").read_text())["weights_sha256"]
+        if found != rules.model.sha256:
+            raise FederationError(
+                f"{self._model_name(rules)} has weights with the SHA-256 {found[:16]}..., the federation's have "
+                f"{rules.model.sha256[:16]}...; give the right directory with --model."
+            )
+        return folder
+
+    def _model_name(self, rules: SiteRules) -> str:
+        """What `prepare_model` makes the model of: what the operator gave, what the link gives, or a known name."""
+        if self._settings.model or rules.model.port is None:
+            return self._settings.model or rules.model.name
+        folder = self._layout.models / f"link--{rules.model.sha256[:16]}"
+        if not (folder / "complete").is_file():
+            self._tell(f"fetching the base model {rules.model.name} from the link, once")
+            host = self._settings.link.rpartition(":")[0]
+            fetch_model(f"{host}:{rules.model.port}", self._settings.certs / CA, folder)
+            (folder / "complete").touch()
+        return str(folder)
+
+    def _reading(self, rules: SiteRules) -> Reading:
+        settings = self._settings
+        return Reading(settings.logs, settings.dataset, rules.window, rules.mask, rules.tokens, rules.split)
+
+    def expect(self, config: Mapping[str, Any]) -> None:
+        """Raise NotAgreed where a request asks for other training than the rules say."""
+        from fl.site_app import NotAgreed
+
+        member = self._member
+        given = {name: value for name, value in config.items() if name not in _FREE}
+        if wrong := differing(given, member.expected):
+            raise NotAgreed(f"The link asks for other {', '.join(wrong)} than the rules say; nothing was done.")
+        training, rounds = member.rules.training, member.rules.federation.rounds
+        rate, number = float(config.get("learning-rate", 0.0)), int(config.get("round", 0))
+        if not 0 <= number <= rounds or not (rate == 0 or _within(rate, training)):
+            raise NotAgreed(f"The link asks for round {number} at a rate of {rate:g}, which is not in the rules.")
+        if not member.rules.privacy.allows(config.get("clipping-norm")):
+            raise NotAgreed("The link asks for another clipping norm than the rules say; nothing was done.")
+
+    def node_config(self) -> dict[str, str | int]:
+        """The client's settings."""
+        if self._membership is None:
+            return {}
+        member, settings = self._membership, self._settings
+        found: dict[str, str | int] = {
+            "partition-id": member.number,
+            "shares-folder": str(member.windows.file("shares")),
+            "model-folder": str(member.model_folder),
+            "state-folder": str(self.folder / "residuals"),
+            "device": settings.device,
+        }
+        return found if settings.threads is None else {**found, "threads": settings.threads}
+
+    def judge(self, config: Mapping[str, Any], adapter: "Arrays", *, last: bool) -> Mapping[str, float]:
+        """Judge an adapter on the site's windows; with the last one write the detector and the alerts."""
+        from fl.client_app import forget_model, model_with, site_from
+
+        member, number = self._member, int(config["round"])
+        loaded, model = model_with(site_from(self.node_config()), dict(config), adapter)
+        rules = member.rules
+        judging = Judging(rules.score, rules.k, rules.false_alarm_rate)
+        judged = judge_windows(model, loaded, member.windows, judging)
+        self.outcome.rounds = number
+        alerts = -1
+        if last:
+            forget_model()
+            alerts = self._alerts(adapter, number, judged_by=judging, judged=judged)
+        return judged.numbers(member.number, alerts)
+
+    def finish(self) -> None:
+        """The federation is over: the link has what it wants."""
+        self.finished = True
+
+    def _alerts(self, adapter: "Arrays", number: int, judged_by: Judging, judged: Any) -> int:  # noqa: ANN401
+        from safetensors.numpy import save
+
+        from fl.adapter_files import adapter_hash
+
+        member, settings = self._member, self._settings
+        rules, reading = member.rules, self._reading(member.rules)
+        facts = {
+            "run_id": f"{rules.preset} at {settings.link}",
+            "round": number,
+            "adapter_hash": adapter_hash(adapter),
+            "model": {
+                "name": self._model_name(rules),
+                "sha256": rules.model.sha256,
+                "quantization": rules.model.quantization,
+            },
+            "seed": rules.federation.seed,
+        }
+        spec = site_spec(reading)
+        detector = write_detector(
+            self.folder / "detector",
+            save({name: adapter[name] for name in sorted(adapter)}),
+            facts,
+            judged,
+            member.windows,
+            reading,
+            spec,
+            rules.tuning,
+            judged_by,
+        )
+        output = settings.output or self.folder / "alerts.jsonl"
+        found = write_alerts(detector, list(settings.watch) or [settings.logs], output)
+        self.outcome.alerts, self.outcome.output = found.alerts, output
+        return found.alerts
+
+
+_FREE = ("round", "learning-rate", "run", "residual-of", "clipping-norm")
+"""What a request may choose within the rules."""
+
+
+def _within(rate: float, training: Any) -> bool:  # noqa: ANN401
+    return bool(training.learning_rate_min * 0.999 <= rate <= training.learning_rate_max * 1.001)
+
+
+def _expected(rules: SiteRules) -> dict[str, Any]:
+    """What every request of these rules has, as the server itself puts it."""
+    from fl.server_app import round_config
+
+    record = round_config(rules.job("", Path()), 1, 0.0)
+    return {name: value for name, value in record.items() if name not in _FREE}
+
+
+def site_folder(name: str, layout: Layout) -> Path:
+    """Where a site keeps its consent, ledger, residuals, detector and alerts."""
+    return layout.home / "sites" / name
