@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fl.event_models import MODELS, ScoreKind
+from fl.baseline_models import MODELS
+from fl.calibration import ThresholdRule, calibrated_threshold
+from fl.event_models import ScoreKind
 from fl.metrics_table import METRIC_TYPES, POPULATIONS, Row, Rows, Windows, metrics_of
-from fl.thresholds import THRESHOLDS, Floats, Ranking, label_free_threshold, rank_counts
+from fl.thresholds import THRESHOLDS, Floats, Ranking, rank_counts
 
 BASELINE_TYPES: dict[str, type] = {"method": str} | {
     name: kind for name, kind in METRIC_TYPES.items() if name not in {"round", "split", "k"}
@@ -17,7 +19,13 @@ _FOUND = ("threshold", "f1", "precision", "recall", "false_alarm_rate", "flagged
 _RANKED = ("windows", "anomalies", "auroc", "average_precision")
 
 
-def baseline_rows(windows: Windows, scores: Mapping[str, Floats], false_alarm_rate: float, seed: int) -> list[Row]:
+def baseline_rows(
+    windows: Windows,
+    scores: Mapping[str, Floats],
+    false_alarm_rate: float,
+    seed: int,
+    rule: ThresholdRule = "quantile",
+) -> list[Row]:
     """Metrics on the test split: a row for each method, score, population and kind of threshold that can be had.
 
     `scores` holds one value a window under `<method>.<score>`.
@@ -27,12 +35,14 @@ def baseline_rows(windows: Windows, scores: Mapping[str, Floats], false_alarm_ra
         for method, model in MODELS.items()
         for kind in model.kinds
         if f"{method}.{kind.name}" in scores
-        for row in _judged(windows, scores[f"{method}.{kind.name}"], kind, false_alarm_rate, seed)
+        for row in _judged(windows, scores[f"{method}.{kind.name}"], kind, (false_alarm_rate, rule), seed)
     ]
 
 
-def _judged(windows: Windows, scores: Floats, kind: ScoreKind, rate: float, seed: int) -> Iterator[Row]:
-    thresholds = {"label_free": label_free_threshold(scores[windows.rows("calibration")], rate)}
+def _judged(
+    windows: Windows, scores: Floats, kind: ScoreKind, how: tuple[float, ThresholdRule], seed: int
+) -> Iterator[Row]:
+    thresholds = {"label_free": calibrated_threshold(scores[windows.rows("calibration")], *how)}
     if kind.published is not None:
         thresholds[PUBLISHED] = kind.published
     validation = _ranking(windows, scores, windows.labelled("validation"))

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from fl.calibration import ThresholdRule, threshold_note
 from fl.errors import ScoreError
 from fl.metrics_table import Columns, Row, Rows, Windows, metric_rows
 from fl.rule_comparison import RuleJudge, against_rules
 from fl.score_choice import DEFAULT_SCORE, choose_score
 from fl.scoring import anomaly_score
-from fl.thresholds import THRESHOLDS, Flags, Floats, calibration_note
+from fl.thresholds import THRESHOLDS, Flags, Floats
 
 TUNED, UNTOUCHED = "tuned model", "untouched model"
 _FEW_ANOMALIES = 30
@@ -44,6 +45,7 @@ def evaluate(
     reported_round: int | None = None,
     trained_windows: int | None = None,
     seed: int = 0,
+    rule: ThresholdRule = "quantile",
 ) -> Evaluation:
     """Judge the scores of every round; the last one (or `reported_round`) gives the headline.
 
@@ -56,7 +58,7 @@ def evaluate(
     reported = max(rounds) if reported_round is None else reported_round
     if reported not in rounds:
         raise ScoreError(f"Round {reported} has no scores: choose one of {', '.join(map(str, sorted(rounds)))}.")
-    metrics = metric_rows(windows, rounds, false_alarm_rate, seed)
+    metrics = metric_rows(windows, rounds, false_alarm_rate, seed, rule)
     name, chosen_k, reason = choose_score([row for row in metrics if row["round"] == reported], score, k)
     scores = anomaly_score(rounds[reported], name, chosen_k)[windows.sequence]
     judge = RuleJudge(windows)
@@ -68,6 +70,7 @@ def evaluate(
         "k": chosen_k,
         "chosen": reason,
         "false_alarm_rate": false_alarm_rate,
+        "threshold_rule": rule,
         "splits": _splits(windows),
         **_thresholds(metrics, reported, name, chosen_k, "test", "all"),
         "populations": {
@@ -179,7 +182,7 @@ def _splits(windows: Windows) -> dict[str, Row]:
 def _notes(windows: Windows, findings: Row) -> list[str]:
     """What a reader must know before believing the figures."""
     splits = findings["splits"]
-    notes = [calibration_note(splits["calibration"]["windows"], findings["false_alarm_rate"])]
+    notes = [threshold_note(splits["calibration"]["windows"], findings["false_alarm_rate"], findings["threshold_rule"])]
     if (windows.label < 0).all():
         notes.append("These logs have no labels: windows are presumed mostly normal, and only alerts can be given.")
     elif unknown := splits["test"]["unlabelled"]:

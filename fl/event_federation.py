@@ -13,13 +13,15 @@ import numpy.typing as npt
 import torch
 
 from fl.averaging import Arrays, weighted_mean
+from fl.baseline_models import Reader, Text, make_model
 from fl.errors import FederationError, LearningError
-from fl.event_models import MODELS, EventModel
+from fl.event_models import EventModel
 from fl.event_settings import EventBaselines, Method
-from fl.event_windows import Events, Vocabulary, vocabulary_of
+from fl.event_windows import Events
 from fl.federation import Federation, draw_clients
 from fl.hyperparameters import LocalTraining, cosine_rate
 from fl.local_training import draw_batches
+from fl.masked_text import LogFit
 
 Window = npt.NDArray[np.uint32]
 Progress = Callable[[float, float | None, str], None]
@@ -30,7 +32,7 @@ class TrainedBaseline:
     """A baseline after its last round, and what it cost."""
 
     model: EventModel
-    vocabulary: Vocabulary
+    reader: Reader
     losses: list[float]
     """By round, the mean over its clients, weighted by their windows."""
     windows: int
@@ -42,12 +44,12 @@ class TrainedBaseline:
     @property
     def parameters(self) -> int:
         """How many values are trained."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def scores(self, windows: Sequence[Window], seed: int) -> dict[str, npt.NDArray[np.float64]]:
         """Each kind of score, one value a window of message ids."""
-        with _one_thread():
-            return self.model.scores([self.vocabulary.events(window) for window in windows], seed)
+        with _threads(self.model):
+            return self.model.scores([self.reader.events(window) for window in windows], seed)
 
 
 def train_baseline(
@@ -56,19 +58,20 @@ def train_baseline(
     baselines: EventBaselines,
     federation: Federation,
     progress: Progress = lambda *_: None,
+    text: Text | None = None,
 ) -> TrainedBaseline:
     """Train a baseline on the clients' windows of message ids; `shares[p]` are those of partition p.
 
-    The outcome depends on nothing but the arguments. Raises FederationError where a round has no windows at all,
-    LearningError where a loss is no longer finite.
+    `text` is what `logfit` needs. The outcome depends on nothing but the arguments. Raises FederationError where a
+    round has no windows at all, LearningError where a loss is no longer finite, ModelError where `logfit` has no model.
     """
     started = time.perf_counter()
-    vocabulary = vocabulary_of([window for share in shares for window in share])
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(federation.seed)
-        model = MODELS[method](vocabulary).eval()
+        model, reader = make_model(method, [window for share in shares for window in share], baselines, text)
+    with torch.random.fork_rng(devices=[]), _threads(model.eval()):
         arrays, losses, windows = _arrays(model), [], 0
-        numbered = [[vocabulary.events(window) for window in share] for share in shares]
+        numbered = [[reader.events(window) for window in share] for share in shares]
         for number in range(1, baselines.baseline_rounds + 1):
             drawn = [partition for partition in draw_clients(federation, number) if numbered[partition]]
             if not drawn:
@@ -87,14 +90,18 @@ def train_baseline(
             progress(number, baselines.baseline_rounds, f"rounds of {method}, loss {losses[-1]:.3f}")
         _load(model, arrays)
     size = sum(array.nbytes for array in arrays.values())
-    return TrainedBaseline(model, vocabulary, losses, windows, size, time.perf_counter() - started)
+    return TrainedBaseline(model, reader, losses, windows, size, time.perf_counter() - started)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: such small models gain nothing from more, and sums are the same on every machine."""
+def _threads(model: EventModel) -> Iterator[None]:
+    """Compute with one thread: such small models gain nothing from more, and sums are the same on every machine.
+
+    A language model has all threads.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if not isinstance(model, LogFit):
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -126,8 +133,10 @@ def _train_client(
 
 
 def _arrays(model: EventModel) -> Arrays:
-    return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.carried().items()}
 
 
 def _load(model: EventModel, arrays: Arrays) -> None:
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    with torch.no_grad():
+        for name, tensor in model.carried().items():
+            tensor.copy_(torch.from_numpy(arrays[name]))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl.event_settings import Method
 from fl.event_windows import FIRST, MASK, PADDING, Events, Vocabulary, histories, masked, padded
 
 Floats = npt.NDArray[np.float64]
@@ -50,6 +49,11 @@ class EventModel(nn.Module):
 
     def settle(self, windows: Sequence[Events], generator: np.random.Generator) -> None:
         """Compute what is not trained by gradients from a client's windows, before and after its steps."""
+
+    def carried(self) -> dict[str, Tensor]:
+        """What a message holds, as the model's own tensors."""
+        state: dict[str, Tensor] = self.state_dict()
+        return state
 
 
 def surprise_and_rank(logits: Tensor, events: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,10 +263,3 @@ def _sinusoids(length: int, width: int) -> Tensor:
     """Positions as sines and cosines (Vaswani et al., arXiv 1706.03762, section 3.5)."""
     angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     return torch.stack([angles.sin(), angles.cos()], dim=2).reshape(length, width)
-
-
-MODELS: dict[Method, type[DeepLog] | type[LogBert] | type[FedLog]] = {
-    "deeplog": DeepLog,
-    "logbert": LogBert,
-    "fedlog": FedLog,
-}

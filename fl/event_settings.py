@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from fl.bounds import bounded
 
-Method = Literal["deeplog", "logbert", "fedlog"]
+Method = Literal["deeplog", "logbert", "fedlog", "logfit"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,12 @@ class EventBaselines:
 
     methods: tuple[Method, ...] = ()
     """`deeplog` (LSTM, CCS 2017, doi 10.1145/3133956.3134015), `logbert` (masked events, arXiv 2103.04475), `fedlog`
-    (temporal convolution, doi 10.1109/TNSM.2022.3152620); none: no learned baselines."""
+    (temporal convolution, doi 10.1109/TNSM.2022.3152620), `logfit` (masked language model, doi
+    10.1109/TNSM.2024.3358730; needs masked_model); none: no learned baselines."""
+    masked_model: str = ""
+    """The BERT-family model that `logfit` tunes: a Hugging Face id, or a local directory of safetensors."""
+    masked_rank: int = 8
+    """Rank of its LoRA adapters on queries and values; they alone are trained and sent."""
     baseline_rounds: int = 20
     """Rounds of training."""
     baseline_steps: int = 20
@@ -42,9 +47,11 @@ class EventBaselines:
     """Adam's learning rate in the first round; it falls along a cosine to a tenth of it."""
 
     def __post_init__(self) -> None:
-        if min(self.baseline_rounds, self.baseline_steps, self.baseline_windows) < 1:
-            raise ValueError("baseline_rounds, baseline_steps and baseline_windows must be at least 1")
+        if min(self.baseline_rounds, self.baseline_steps, self.baseline_windows, self.masked_rank) < 1:
+            raise ValueError("baseline_rounds, baseline_steps, baseline_windows and masked_rank must be at least 1")
         if not self.baseline_rate > 0:
             raise ValueError("baseline_rate must be above 0")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("methods names a baseline twice")
+        if "logfit" in self.methods and not self.masked_model:
+            raise ValueError("logfit needs a model: give masked_model, a Hugging Face id or a local directory")

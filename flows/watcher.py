@@ -85,6 +85,10 @@ def _set_state(prefect_url: str, run: Run, kind: str, name: str, message: str) -
     ask(prefect_url, f"flow_runs/{run['id']}/set_state", {"state": state, "force": False})
 
 
+def _say(line: str) -> None:
+    print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}", flush=True)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Look again and again, until ended from outside; the exit status where it cannot."""
     parser = argparse.ArgumentParser(prog="python -m flows.watcher", description=__doc__)
@@ -98,9 +102,9 @@ def main(arguments: Sequence[str]) -> int:
     while True:
         try:
             for line in look(address, answering, patience):
-                print(line, flush=True)
+                _say(line)
         except OSError as error:
-            print(f"Prefect does not answer: {error}", flush=True)
+            _say(f"Prefect does not answer: {error}")
             answering = datetime.now(UTC)
         time.sleep(_LOOK_SECONDS)
 

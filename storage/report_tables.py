@@ -198,7 +198,8 @@ def learned_table(found: Sequence[dict[str, Any]]) -> Table:
     note = (
         "Small models of message numbers, trained on the same shares by the same draws of clients, combined by the "
         "weighted mean; the first score of each stands for it. They need a list of all messages that the sites agree "
-        f"on. The published rule has a fixed threshold where one is given. {'; '.join(costs)}."
+        "on; LogFiT reads text and needs none. The published rule has a fixed threshold where one is given. "
+        f"{'; '.join(costs)}."
     )
     columns = ["detector", "score", "windows", "anomalous", *(f"{kind.replace('_', '-')} F1" for kind in THRESHOLDS)]
     return Table("Learned baselines", [*columns, "published rule F1", "AUROC", "average precision"], rows, note)

@@ -86,7 +86,7 @@ def _candidate(called: str, folder: Path, facts: Facts, windows: pl.DataFrame, t
 
 def _untouched(version: Version, facts: Facts, windows: pl.DataFrame, ours: Candidate) -> Candidate:
     """The base model before training, with a label-free threshold by the same rule: the floor for a first champion."""
-    from fl.thresholds import label_free_threshold
+    from fl.calibration import calibrated_threshold
 
     rounds = committed_rounds(current().run(facts["run_id"]))
     if not rounds:
@@ -96,7 +96,8 @@ def _untouched(version: Version, facts: Facts, windows: pl.DataFrame, ours: Cand
         )
     tokenized = _stage(version, facts, "tokenized")
     found = _judged("the untouched model", rounds[0], facts, windows, tokenized, 0.0)
-    return replace(found, threshold=label_free_threshold(found.calibration, ours.false_alarm_rate))
+    rule = facts.get("threshold_rule", "quantile")  # detectors of before have none
+    return replace(found, threshold=calibrated_threshold(found.calibration, ours.false_alarm_rate, rule))
 
 
 def _judged(

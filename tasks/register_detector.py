@@ -98,20 +98,21 @@ def _write_detector(
     folder: Path, found: CommittedRound, findings: Mapping[str, Any], calibration: pl.DataFrame, how: Mapping[str, Any]
 ) -> Path:
     """A detector's folder, as storage/judging.py reads it."""
-    from fl.thresholds import label_free_threshold
+    from fl.calibration import calibrated_threshold
 
     folder.mkdir()
     shutil.copyfile(found.adapter, folder / "adapter.safetensors")
     calibration.write_parquet(folder / "calibration_scores.parquet")
-    rate = findings["false_alarm_rate"]
+    rate, rule = findings["false_alarm_rate"], findings.get("threshold_rule", "quantile")
     described = {
         **how,
         "round": found.number,
         "adapter_hash": found.adapter_hash,
         "score": findings["score"],
         "k": findings["k"],
-        "threshold": label_free_threshold(calibration["score"].to_numpy(), rate),
+        "threshold": calibrated_threshold(calibration["score"].to_numpy(), rate, rule),
         "false_alarm_rate": rate,
+        "threshold_rule": rule,
     }
     (folder / "detector.json").write_text(json.dumps(described, indent=1))
     return folder

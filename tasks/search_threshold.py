@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from fl.calibration import ThresholdRule
 from storage.adapters import committed_rounds
 from storage.misses import with_messages
 from storage.stages import NewStage, Stage
@@ -31,6 +32,7 @@ def search_threshold(
     trained: Stage | None = None,
     batch_size: int = 0,
     baselines: Stage | None = None,
+    threshold: ThresholdRule = "quantile",
 ) -> None:
     """Find the three thresholds, and judge every scored round and the simple rules by the labels there are.
 
@@ -46,13 +48,14 @@ def search_threshold(
     rounds = {number: _columns(scored, number, table) for number in scored.counts["rounds"]}
     seen = trained_windows(Path(trained.path), batch_size) if trained else None
     windows = windows_of(table)
-    found = evaluate(windows, rounds, score, k, false_alarm_rate, trained_windows=seen, seed=seed)
+    found = evaluate(windows, rounds, score, k, false_alarm_rate, trained_windows=seen, seed=seed, rule=threshold)
     pl.DataFrame(found.metrics, schema=METRIC_TYPES).write_parquet(new.path / "metrics.parquet")
     pl.DataFrame(found.rules, schema=RULE_TYPES).write_parquet(new.path / "rules.parquet")
     kept = ["window_id", "sequence_hash", "split", "label", "kind"]
     scores = pl.Series("score", found.window_scores, nan_to_null=True)
     table.select(kept).with_columns(scores).write_parquet(new.path / "window_scores.parquet")
-    judged = _judge_baselines(new.path, baselines, windows, false_alarm_rate, seed) if baselines else ([], {})
+    how = (false_alarm_rate, seed, threshold)
+    judged = _judge_baselines(new.path, baselines, windows, *how) if baselines else ([], {})
     learned, flagged = judged
     missed = misses(windows, found.flagged | flagged)
     missed["sequences"] = with_messages(missed["sequences"], table, pl.read_parquet(tokenized.file("messages.parquet")))
@@ -62,7 +65,7 @@ def search_threshold(
 
 
 def _judge_baselines(
-    folder: Path, baselines: Stage, windows: "Windows", false_alarm_rate: float, seed: int
+    folder: Path, baselines: Stage, windows: "Windows", false_alarm_rate: float, seed: int, threshold: ThresholdRule
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Judge the learned baselines by the labels there are: `baselines.parquet`, and what the report tells of them.
 
@@ -72,7 +75,8 @@ def _judge_baselines(
 
     trained = json.loads(baselines.file("baselines.json").read_text())
     table = pl.read_parquet(baselines.file("window_scores.parquet")).sort("window_id").drop("window_id")
-    rows = baseline_rows(windows, {name: table[name].to_numpy() for name in table.columns}, false_alarm_rate, seed)
+    columns = {name: table[name].to_numpy() for name in table.columns}
+    rows = baseline_rows(windows, columns, false_alarm_rate, seed, threshold)
     pl.DataFrame(rows, schema=BASELINE_TYPES).write_parquet(folder / "baselines.parquet")
     findings = baseline_findings(rows, trained)
     thresholds = {

@@ -10,6 +10,7 @@ from fl.event_settings import EventBaselines, Method
 from fl.federation import Federation
 from storage.progress import Progress
 from storage.stages import NewStage, Stage
+from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
 from tasks.stage_task import stage
 
@@ -17,6 +18,7 @@ END_OF_WINDOW = np.iinfo(np.uint32).max
 """The message id that stands for a window's end; messages are numbered from 0 and never get so far."""
 
 if TYPE_CHECKING:
+    from fl.baseline_models import Text
     from fl.event_federation import TrainedBaseline, Window
 
 
@@ -29,17 +31,28 @@ def train_event_models(
     clients: int,
     fraction: float,
     seed: int,
+    masked: Stage | None = None,
+    separator: str = " ;-; ",
 ) -> None:
-    """Train each method on the same shares, by the same draws of clients, and score all windows of the log."""
+    """Train each method on the same shares, by the same draws of clients, and score all windows of the log.
+
+    `masked` is the model that `logfit` tunes; it reads a window's messages with `separator` between them.
+    """
     federation = Federation(clients=clients, fraction=fraction, seed=seed)
-    scores, facts = scores_of_baselines(tokenized, partition, baselines, federation, progress_of("baselines"))
+    text = _text(masked, tokenized, separator) if masked else None
+    scores, facts = scores_of_baselines(tokenized, partition, baselines, federation, progress_of("baselines"), text)
     scores.write_parquet(new.path / "window_scores.parquet")
     (new.path / "baselines.json").write_text(json.dumps(facts, indent=1))
     new.counts |= {"methods": list(baselines.methods), "windows": len(scores)}
 
 
 def scores_of_baselines(
-    tokenized: Stage, partition: Stage, baselines: EventBaselines, federation: Federation, tell: Progress
+    tokenized: Stage,
+    partition: Stage,
+    baselines: EventBaselines,
+    federation: Federation,
+    tell: Progress,
+    text: "Text | None" = None,
 ) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
     """Every window's scores, a column `<method>.<score>` each, and what each method's training was and cost."""
     from fl.baselines import distinct_windows
@@ -55,11 +68,18 @@ def scores_of_baselines(
     scores, facts = table.select("window_id"), []
     for number, method in enumerate(baselines.methods):
         part = _part(tell, number, len(baselines.methods), baselines)
-        trained = train_baseline(method, shares, baselines, federation, part)
+        trained = train_baseline(method, shares, baselines, federation, part, text)
         for name, values in trained.scores(windows, federation.seed).items():
             scores = scores.with_columns(pl.Series(f"{method}.{name}", values[distinct.index]))
         facts.append(_facts(method, trained, baselines))
     return scores, facts
+
+
+def _text(masked: Stage, tokenized: Stage, separator: str) -> "Text":
+    from fl.baseline_models import Text
+
+    messages = pl.read_parquet(tokenized.file("messages.parquet"), columns=["message_id", "text"])
+    return Text(model_folder(masked), dict(messages.iter_rows()), separator)
 
 
 def _shares(partition: Stage, places: pl.DataFrame, windows: "list[Window]", clients: int) -> "list[list[Window]]":

@@ -95,6 +95,13 @@ class Browser:
         [found] = self.elements(_form_field(field))
         self._driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
 
+    def dismiss(self) -> None:
+        """Close whatever lies over or beside the page: a new profile is greeted by dialogs and panels."""
+        time.sleep(2)
+        self._driver.execute_script(
+            "document.querySelectorAll('button[aria-label=Close]').forEach(button => button.click())"
+        )
+
     def complaint(self) -> str:
         """What the browser says of the field that is wrong, such as a value out of its bounds."""
         return str(
@@ -104,10 +111,17 @@ class Browser:
             )
         )
 
-    def picture(self, name: str, height: int = _HEIGHT) -> Path:
-        """What the window shows, as a small PNG."""
+    def drawn(self) -> int:
+        """How many pictures of the page's main part are there and not broken."""
+        script = (
+            "return [...document.querySelectorAll('main img')].filter(i => i.complete && i.naturalWidth > 100).length"
+        )
+        return int(self._driver.execute_script(script))
+
+    def picture(self, name: str, height: int = _HEIGHT, seconds: float = 2) -> Path:
+        """What the window shows, as a small PNG; `seconds` are what the page gets to draw itself."""
         self._driver.set_window_size(_WIDTH, height)
-        time.sleep(2)
+        time.sleep(seconds)
         path = self._pictures / f"{name}.png"
         picture = Image.open(BytesIO(self._driver.get_screenshot_as_png())).convert("RGB")
         picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from fl.baseline_models import EVENT_MODELS
 from fl.event_federation import TrainedBaseline, Window, train_baseline
-from fl.event_models import MODELS, NEVER, DeepLog, FedLog, LogBert, surprise_and_rank
+from fl.event_models import NEVER, DeepLog, FedLog, LogBert, surprise_and_rank
 from fl.event_settings import EventBaselines, Method
 from fl.event_windows import FIRST, MASK, PADDING, UNKNOWN, WHOLE, histories, masked, padded, vocabulary_of
 from fl.federation import Federation
@@ -162,7 +163,7 @@ def test_training_and_scores_depend_on_the_seed_and_nothing_else(method: Method)
 
 def test_a_message_of_every_model_is_small() -> None:
     vocabulary = vocabulary_of([np.arange(34, dtype=np.uint32)])
-    sizes = {method: sum(p.numel() for p in kind(vocabulary).parameters()) for method, kind in MODELS.items()}
+    sizes = {method: sum(p.numel() for p in kind(vocabulary).parameters()) for method, kind in EVENT_MODELS.items()}
     assert max(sizes.values()) < 120_000
 
 

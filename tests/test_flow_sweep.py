@@ -126,8 +126,13 @@ def _assert_one_parent(record: SweepRecord, run_ids: list[str]) -> None:
     client = tracking_client()
     runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     [parent] = [run for run in runs if run.data.tags.get("sweep_id") == record.sweep_id]
-    children = {
-        run.data.tags["run_id"] for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-    }
-    assert children == set(run_ids)
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    done = {run.data.tags["run_id"] for run in children if run.info.status == "FINISHED"}
+    assert done == set(run_ids)
+    [failed] = [run for run in children if run.info.status == "FAILED"]
+    assert failed.data.tags["cell"] == "missing"
+    assert "no/such/model" in failed.data.tags["reason"]
     assert parent.data.metrics["cells_failed"] == 1
+    assert parent.data.metrics["table2/1.7B/R_8/flower_bytes_up"] > 6_290_000
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"sweep.html", "table2.csv", "table3.csv", "codecs.csv", "figures"} <= kept

@@ -1,0 +1,156 @@
+"""The report of a sweep: figures and tables of what ran, and of what did not run that it did not."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import polars as pl
+import pytest
+from run_folders import run_facts, save_run, training_facts
+
+from storage.adapters import commit_round
+from storage.layout import Layout
+from storage.paper_views import PAPER_VIEWS
+from storage.rounds import query
+from storage.sweep_files import PAPER_TABLES, write_sweep
+from storage.sweep_results import CellResult, cell_results, grouped
+from storage.sweep_tracking import paper_metrics
+from storage.sweeps import CellRecord, SweepRecord
+
+SENT = 1_870_000
+"""Bytes of a message of rank 8 in run_folders."""
+
+
+def _cell(size: str, tuning: str, seed: int, **changes: object) -> CellRecord:
+    group = f"{size}, {tuning}"
+    values = {"name": f"{group}, seed {seed}", "group": group, "seed": seed, "command": f"atalaia run x seed={seed}"}
+    return CellRecord(**values | {"model": f"HuggingFaceTB/SmolLM-{size}", "tuning": tuning} | changes)  # type: ignore[arg-type]
+
+
+def _top_k(round_number: int, k: int, f1: float) -> dict[str, object]:
+    return {"round": round_number, "split": "test", "population": "balanced", "score": "top_k", "k": k} | {
+        "threshold_kind": "oracle",
+        "f1": f1,
+    }
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, SweepRecord]:
+    """Two seeds of R=8 and the untouched model at one size; a failed cell, and a size of which nothing ran."""
+    layout = Layout(tmp_path_factory.mktemp("home"))
+    for seed in (0, 1):
+        save_run(layout, run_facts(f"lora-{seed}", seed=seed), noise=2.0, labels_seed=seed)
+        folder = layout.run(f"lora-{seed}")
+        for number in range(3):
+            clients = [
+                {"round": number, "partition": place, "bytes_up": SENT, "bytes_down": SENT}
+                for place in range(2 if number else 0)
+            ]
+            facts = {"round": number, "loss": 1.0 / number if number else None}
+            commit_round(folder, number, {"w": np.zeros(1, np.float32)}, f"a{seed}{number}", clients, facts)
+        rows = [_top_k(0, 1, 0.99), _top_k(1, 1, 0.7), _top_k(2, 1, 0.7), _top_k(1, 3, 0.5), _top_k(2, 3, 0.9)]
+        known = pl.read_parquet(folder / "metrics.parquet")
+        pl.concat([known, pl.DataFrame(rows)], how="diagonal_relaxed").write_parquet(folder / "metrics.parquet")
+    nothing = {"trainable_parameters": 0, "bytes_up_per_client_round": 0, "bytes_down_per_client_round": 0}
+    facts = training_facts(**nothing, client_rounds=0, train_seconds=0)
+    save_run(layout, run_facts("pt", tuning="none", rank=None), facts, noise=4.0)
+    cells = [
+        _cell("135M", "PT", 0, status="cached", run_id="pt"),
+        _cell("135M", "R=8", 0, status="finished", run_id="lora-0"),
+        _cell("135M", "R=8", 1, status="finished", run_id="lora-1"),
+        _cell("135M", "FFT", 0, status="failed", reason="out of memory"),
+        _cell("1.7B", "R=8", 0),
+    ]
+    named = {"sweep_id": "s-1", "grid": "small", "command": "atalaia sweep small", "started": "2026-11-21T21:00:00"}
+    return layout, SweepRecord(**named, status="failed", cells=cells)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def written(swept: tuple[Layout, SweepRecord]) -> dict[str, Path]:
+    """The files of the sweep's report by name."""
+    layout, record = swept
+    paper = {view: query(f"SELECT * FROM {view}", layout) for view in PAPER_TABLES}
+    return {path.name: path for path in write_sweep(record, paper, layout)}
+
+
+def _cells(swept: tuple[Layout, SweepRecord]) -> list[CellResult]:
+    return cell_results(swept[1], swept[0])
+
+
+def test_cells_stand_by_size_and_tuning(swept: tuple[Layout, SweepRecord]) -> None:
+    groups = grouped(_cells(swept))
+    names = {panel: {name: len(cells) for name, cells in variants.items()} for panel, variants in groups.items()}
+    assert names == {"135M": {"PT": 1, "R=8": 2, "FFT": 1}, "1.7B": {"R=8": 1}}
+
+
+def test_the_best_f1_of_each_k_is_the_earliest_best_trained_round_and_bytes_are_counted_until_then(
+    swept: tuple[Layout, SweepRecord],
+) -> None:
+    cell = _cells(swept)[1]
+    assert cell.best_f1("balanced", "oracle").rows() == [(1, 0.7, 1), (3, 0.9, 2)]
+    assert cell.bytes_until(1) == 2 * 2 * SENT
+    assert cell.bytes_until(2) == 4 * 2 * SENT
+    assert cell.losses.rows() == [(1, 1.0), (2, 0.5)]
+
+
+def test_cells_that_vary_otherwise_are_told_apart_by_their_names(swept: tuple[Layout, SweepRecord]) -> None:
+    layout, record = swept
+    cells = [
+        cell.model_copy(update={"group": f"codec {place}", "tuning": "R=8"}) for place, cell in enumerate(record.cells)
+    ]
+    found = cell_results(record.model_copy(update={"cells": cells}), layout)
+    assert [cell.variant for cell in found] == [f"codec {place}" for place in range(5)]
+
+
+def test_every_figure_is_there_for_reports_papers_and_screens(written: dict[str, Path]) -> None:
+    drawn = {path.stem for path in written.values() if path.suffix == ".svg"}
+    assert {"figure_3_losses", "figure_4_best_f1", "figure_5_communication", "cost_against_quality"} <= drawn
+    for name in drawn:
+        assert ElementTree.parse(written[f"{name}.svg"]).getroot().tag.endswith("svg")
+        assert written[f"{name}.pdf"].read_bytes().startswith(b"%PDF-")
+        assert written[f"{name}.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_has_commands_seeds_hardware_and_what_was_not_run(
+    written: dict[str, Path],
+) -> None:
+    page = written["sweep.html"].read_text()
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(addresses) == 6
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert "http" not in page.replace("http://www.w3.org", "")
+    text = re.sub(r"<[^>]+>", " ", page)
+    for told in (
+        "atalaia sweep small",
+        "atalaia run x seed=1",
+        "some processor",
+        "out of memory",
+        "1.7B R=8 not run",
+        "not run atalaia run x",
+        "Table 3 of the paper",
+        "253.04",
+    ):
+        assert told in " ".join(text.split()).replace("– ", ""), told
+
+
+def test_the_headline_is_the_best_mean_without_labels_beside_the_best_rule(
+    swept: tuple[Layout, SweepRecord], written: dict[str, Path]
+) -> None:
+    means: dict[str, list[float]] = {}
+    for cell in _cells(swept):
+        if cell.summary:
+            means.setdefault(cell.variant, []).append(cell.summary.findings["label_free"]["f1"])
+    best = max(means, key=lambda name: np.mean(means[name]))
+    told = f"135M, {best}, F1 {np.mean(means[best]):.3f} (mean over {len(means[best])} seeds)"
+    assert told in written["sweep.html"].read_text()
+
+
+def test_the_papers_tables_are_files_and_metrics(swept: tuple[Layout, SweepRecord], written: dict[str, Path]) -> None:
+    assert set(PAPER_TABLES) <= set(PAPER_VIEWS)
+    assert len(pl.read_csv(written["table2.csv"])) == 15
+    layout, _ = swept
+    found = paper_metrics({view: query(f"SELECT * FROM {view}", layout) for view in ("table2", "table3")})
+    assert found["table2/135M/R_8/sent_up"] == SENT
+    assert found["table2/1.7B/FFT/printed_mb"] == 6845.53
+    assert all(re.fullmatch(r"[\w./-]+", name) for name in found)
