@@ -136,8 +136,14 @@ class Federation:
                 not 0 < self.topk_share <= 1,
             ),
             (f"codec_block is {self.codec_block}; give a value from 1 to 65535", not 1 <= self.codec_block <= 65535),
-            (f"max_examples is {self.max_examples}; give 1 or more", (self.max_examples or 1) < 1),
-            (f"norm_bound is {self.norm_bound}; give a value above 0", not (self.norm_bound or 1.0) > 0),
+            (
+                f"max_examples is {self.max_examples}; give 1 or more",
+                self.max_examples is not None and self.max_examples < 1,
+            ),
+            (
+                f"norm_bound is {self.norm_bound}; give a value above 0",
+                self.norm_bound is not None and not self.norm_bound > 0,
+            ),
         ):
             if is_so:
                 raise FederationError(f"federation: {fault}.")

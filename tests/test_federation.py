@@ -54,6 +54,9 @@ def test_at_least_one_client_is_drawn() -> None:
         ({"strategy": "fedadam", "strategy_options": {"mu": 1.0}}, "it takes beta_1, beta_2, eta, tau"),
         ({"strategy": "fedprox"}, "needs strategy_options.proximal_mu"),
         ({"min_replies": 6}, "from 1 to 5"),
+        ({"norm_bound": 0.0}, "norm_bound is 0.0"),
+        ({"norm_bound": float("nan")}, "norm_bound is nan"),
+        ({"max_examples": 0}, "max_examples is 0"),
     ],
 )
 def test_values_that_cannot_work_are_told_in_one_line(values: dict[str, object], told: str) -> None:
