@@ -103,11 +103,12 @@ def stages(tmp_path: Path) -> dict[str, Stage]:
             "sequence_id": wrong, "sequence_hash": [str(one) for one in wrong], "kind": [None] * 200,
         }
     )  # fmt: skip
+    texts = pl.DataFrame({"message_id": [7, 8, 9], "text": ["one", "two", "three"]})
     ids = windows["window_id"]
     dealt = pl.DataFrame({"window_id": ids[:80], "partition": [0] * 30 + [1] * 50})
     scored = pl.DataFrame({"sequence_id": [0, 1], "mean_token": [0.1, 0.9]})
     return {
-        "tokenized": _stage(tmp_path, "tokenize", {"windows.parquet": windows}),
+        "tokenized": _stage(tmp_path, "tokenize", {"windows.parquet": windows, "messages.parquet": texts}),
         "split": _stage(tmp_path, "split", {"splits.parquet": pl.DataFrame({"window_id": ids, "split": split})}),
         "partition": _stage(tmp_path, "partition", {"shares.parquet": dealt}),
         "scored": _stage(tmp_path, "score", {"round-0000.parquet": scored}),

@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics
 
 from fl.baselines import RULES, fit
+from fl.calibration import tail_threshold
 from fl.errors import ScoreError
 from fl.evaluation import Evaluation, evaluate, most_anomalous
 from fl.metrics_table import METRIC_TYPES, Windows, score_names
@@ -175,6 +176,21 @@ def test_logs_without_labels_get_a_threshold_and_a_note_but_no_f1() -> None:
     assert "no labels" in " ".join(found.findings["notes"])
     assert {row["threshold_kind"] for row in found.metrics} == {"label_free"}
     assert len(found.findings["most_anomalous"]) == 3
+
+
+def test_the_rule_that_is_asked_for_gives_every_label_free_threshold() -> None:
+    windows, _ = _windows()
+    calibration = np.flatnonzero(windows.split == "calibration")
+    windows.sequence[calibration[:6]] = 7
+    found = evaluate(windows, {0: _columns(0.0)}, "mean_token", rule="tail")
+    expected = tail_threshold(_columns(0.0)["mean_token"][windows.sequence[calibration]], 0.002)
+    assert (
+        found.findings["label_free"]["threshold"]
+        == expected
+        != evaluate(windows, {0: _columns(0.0)}, "mean_token").findings["label_free"]["threshold"]
+    )
+    assert found.findings["threshold_rule"] == "tail"
+    assert any("exponential tail" in note for note in found.findings["notes"])
 
 
 def test_a_test_split_without_anomalies_has_false_alarms_only() -> None:
