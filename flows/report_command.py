@@ -11,10 +11,17 @@ if TYPE_CHECKING:
 
 
 def report(
-    run_id: Annotated[Optional[str], typer.Argument(help="A run; the newest if left out.")] = None,  # noqa: UP045
+    run_id: Annotated[Optional[str], typer.Argument(help="A run or a sweep; the newest run if left out.")] = None,  # noqa: UP045
     other: Annotated[Optional[str], typer.Argument(help="A second run, to be compared with the first.")] = None,  # noqa: UP045
 ) -> None:
-    """Show the summary of a finished run again, or what differs between two."""
+    """Show the summary of a finished run or sweep again, or what differs between two runs."""
+    from storage.sweeps import RECORD, read_sweep, sweep_folder
+
+    if other is None and run_id and (sweep_folder(run_id) / RECORD).is_file():
+        from flows.sweep_command import show_sweep
+
+        show_sweep(read_sweep(run_id))
+        return
     if other is None:
         from flows.terminal import show_report
 

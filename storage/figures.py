@@ -64,7 +64,8 @@ def loss_by_round(
             numbers, losses = zip(*sorted(held_out), strict=True)
             axes.plot(numbers, losses, color=ANOMALOUS, label="normal windows not trained on", **style)
         axes.set(xlabel="round (0: untouched model)", ylabel="loss (nats a token)", title="Loss by round")
-        axes.set_ylim(bottom=0)
+        # Room above, since a loss that hardly falls would lie on the edge.
+        axes.set_ylim(0, axes.dataLim.y1 * 1.08 if len(clients) or held_out else None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         return save(figure, path, "Loss by round")
@@ -225,7 +226,9 @@ def false_alarms(
         for (name, alarm), shape in zip(detectors.items(), "os^v<>DPX*phd", strict=False):
             colour = ANOMALOUS if name.startswith("rule") else MODEL if shape in "os" else RULE
             where = max(left, 100 * alarm.false_alarm_rate)
-            axes.plot(where, alarm.recall, shape, color=colour, markersize=7, label=name)
+            # Detectors often coincide: hollow marks of the learned baselines let others show.
+            fill: Any = {"mfc": "none", "markersize": 10} if colour == RULE else {"markersize": 7}
+            axes.plot(where, alarm.recall, shape, color=colour, label=name, **fill)
         log_axis(axes, "{:g} %")
         axes.set(xlabel="normal test windows flagged (leftmost: none)", ylabel="share of anomalies found")
         axes.set(ylim=(-0.02, 1.03), title="Detection against false alarms, all test windows")

@@ -40,6 +40,8 @@ th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .whole { white-space: nowrap; }
+.long { min-width: 11rem; }
+.name { display: inline-block; white-space: normal; width: 8rem; }
 .note { color: var(--faint); font-size: .88rem; max-width: 60rem; }
 pre { background: var(--code); padding: .8rem; overflow-x: auto; }
 th.number button { text-align: right; }
@@ -93,20 +95,24 @@ def html_page(title: str, parts: Iterable[str]) -> str:
 def html_table(table: Table, heading: str = "h2") -> str:
     """The table with its title and note; numbers sort as numbers."""
     classes = [' class="number"' if table.right(column) else "" for column in range(len(table.columns))]
-    head = "".join(
-        f'<th scope="col"{side}>{html.escape(name)}</th>' for name, side in zip(table.columns, classes, strict=True)
-    )
+    head = "".join(map(_html_heading, table.columns, classes))
     body = "".join(f"<tr>{''.join(map(_html_cell, row, classes))}</tr>" for row in table.rows)
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     named = f"<{heading}>{html.escape(table.title)}</{heading}>"
     return f"{named}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
+def _html_heading(name: str, side: str) -> str:
+    # Long names, as those of detectors, may be broken: otherwise they would make the table wider than the page.
+    text = html.escape(name) if len(name) <= _SHORT else f'<span class="name">{html.escape(name)}</span>'
+    return f'<th scope="col"{side}>{text}</th>'
+
+
 def _html_cell(cell: Cell, side: str) -> str:
     value = f' data-value="{float(cell)}"' if isinstance(cell, int | float) else ""
     text = cell_text(cell)
-    whole = ' class="whole"' if not side and len(text) <= _SHORT else ""
-    return f"<td{side}{whole}{value}>{html.escape(text)}</td>"
+    place = side or (' class="whole"' if len(text) <= _SHORT else ' class="long"')
+    return f"<td{place}{value}>{html.escape(text)}</td>"
 
 
 def html_figures(figures: Mapping[str, Path]) -> str:

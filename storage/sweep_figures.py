@@ -115,7 +115,7 @@ def losses(cells: Sequence[CellResult], path: Path) -> Picture:
         axes.set(xlabel="round", ylabel="training loss (nats a token)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.lines:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * axes.dataLim.y1)
 
     return _panels(cells, path, "Training loss by round, mean and range over seeds (Figure 3 of the paper)", draw)
 

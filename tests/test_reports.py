@@ -350,3 +350,35 @@ def test_a_private_run_says_what_it_spent_and_any_other_says_nothing() -> None:
     text = markdown_table(privacy_table(summary))
     for told in ("| epsilon spent | 2.125 |", "without bound", "| delta | 0.001 |", "with and without one site"):
         assert told in text
+
+
+def test_missed_anomalies_are_told_by_detector_by_kind_and_by_their_rarest_messages() -> None:
+    rare = {"text": "<script>Lost block</script>", "times": 2, "train_windows": 1500}
+    missed = {
+        "detectors": [
+            {"detector": "tuned model", "anomalies": 8, "missed": 2, "sequences": 5, "missed_sequences": 1},
+            {"detector": "rule: unseen sequence", "anomalies": 8, "missed": 0, "sequences": 5, "missed_sequences": 0},
+        ],
+        "kinds": [{"kind": "lost", "windows": 8, "recall": {"tuned model": 0.75, "rule: unseen sequence": 1.0}}],
+        "sequences": [
+            {"window": 7, "sequence": 3, "windows": 2, "kind": None, "missed_by": ["tuned model"], "messages": 9}
+            | {"rarest": [rare]}
+        ],
+    }
+    summary = _summary(findings=_findings() | {"missed": missed})
+    text = markdown_report(summary)
+    assert "| tuned model | 2 | 25.00 % | 1 | 5 |" in text
+    assert "| lost | 8 | 0.750 | 1.000 |" in text
+    assert "Lost block&lt;/script> (x 2, in 1,500 training windows) | tuned model |" in text
+    page = html_report(summary, {})
+    assert "<script>Lost" not in page
+    assert "&lt;script&gt;Lost block" in page
+
+
+def test_the_rules_are_told_on_never_seen_and_balanced_windows_too() -> None:
+    row = {"rule": "unseen sequence", "f1": 0.25, "precision": 0.5, "recall": 0.125, "false_alarm_rate": 0.01}
+    rows = [row | {"population": name} for name in ("all", "unseen", "balanced")]
+    text = markdown_report(_summary(findings=_findings() | {"rules_by_population": rows}))
+    told = text.split("### The simple rules on other windows")[1].split("###")[0]
+    assert told.count("| rule: unseen sequence |") == 2
+    assert "| windows whose sequence training never saw | 0.250 | 0.500 | 0.125 | 1.00 % |" in told
