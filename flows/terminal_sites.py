@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fl.accounting import privacy_plan
 from fl.declared import ADMIT, JUDGE, NUMBERS, ONLY_SOMETIMES, TRAIN
 from flows.site_rules import SiteRules
 from storage.site_numbers import worst_site
@@ -34,6 +35,9 @@ def show_rules(rules: SiteRules, digest: str, changed: Sequence[str], number: in
             page.print(f"  {name:<17} {facts}", soft_wrap=True)
         else:
             page.print(f"  {name:<17} {value}", soft_wrap=True)
+    if rules.privacy.is_on:
+        for name, words in privacy_plan(rules.privacy, rules.federation).items():
+            page.print(f"  {name:<17} {words}", soft_wrap=True)
     page.print("\nWhat leaves the site, and nothing else:")
     for kind, title in _REPLIES.items():
         page.print(f"  {title}:")

@@ -311,7 +311,7 @@ def test_sites_keep_to_the_privacy_that_they_agreed_to_whatever_the_link_asks(
     tiny_model: Path, logs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fl.site_app import NotAgreed
-    from flows.site import _expected
+    from flows.site_member import _expected
 
     monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / "detecting"))
     privacy = {"noise": "central", "clipping": "adaptive", "clipping_norm": 0.01, "count_noise": 1.0, "delta": 1e-3}
