@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.alerts import FoundAlert
 from storage.detection import DetectConfig, Outcome
-from storage.report_words import token_words
+from storage.report_words import markdown_text, token_words
 from tasks.detect_anomalies import detect_anomalies
 from tasks.progress import progress_of
 
@@ -59,4 +59,4 @@ def page_text(outcome: Outcome) -> str:
 def _alert_lines(number: int, alert: FoundAlert, alike: int) -> list[str]:
     more = f"; {alike - 1:,} more like it" if alike > 1 else ""
     lines = [f"{number}. score {alert.score:.3f}, {alert.unusual}; {alert.lines:,} lines{more}"]
-    return lines + [f"    - `{message.text}`; {token_words(message)}" for message in alert.reasons or []]
+    return lines + [f"    - `{message.text}`; {markdown_text(token_words(message))}" for message in alert.reasons or []]

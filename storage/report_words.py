@@ -38,6 +38,11 @@ def excess_words(alert: Alert, message: SurprisingMessage) -> str:
     return f"{message.token_excess if alert.by_token else message.excess:+.1f}"
 
 
+def markdown_text(text: str) -> str:
+    """Text as it is in Markdown, where the asterisk of a mask would begin emphasis and its bracket a tag."""
+    return text.replace("\\", "\\\\").replace("*", r"\*").replace("_", r"\_").replace("<", "&lt;")
+
+
 def token_words(message: SurprisingMessage) -> str:
     """The token that was least expected, with its surprise, and what was expected there; empty in older reports."""
     if not message.token:

@@ -11,7 +11,16 @@ from rich.text import Text
 from storage.report_contents import tables
 from storage.report_html import html_report
 from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table
-from storage.report_words import alert_title, alerts_note, excess_words, fact_lines, machine_table, title, token_words
+from storage.report_words import (
+    alert_title,
+    alerts_note,
+    excess_words,
+    fact_lines,
+    machine_table,
+    markdown_text,
+    title,
+    token_words,
+)
 from storage.summaries import Alert, Summary, SurprisingMessage, save_summary
 from storage.verdicts import verdicts
 
@@ -50,7 +59,7 @@ def markdown_alerts(summary: Summary) -> str:
 
 
 def _markdown_message(alert: Alert, message: SurprisingMessage) -> str:
-    token = token_words(message)
+    token = markdown_text(token_words(message))
     return f"    - {excess_words(alert, message)} nats, message {message.position}: `{message.text}`" + (
         f"; {token}" if token else ""
     )

@@ -140,8 +140,12 @@ def test_running_it_again_from_its_page_reuses_every_stage(platform: Platform, b
     again = [task for task in tasks if task["flow_run_run_count"] == 2]
     assert {task["name"] for task in again} >= {"download", "train", "score", "report", "register"}
     assert {task["state_name"] for task in again} == {"Cached"}
-    browser.open(f"{platform.prefect}/v2/runs/flow-run/{started}", "Completed", "train: reused")
+    browser.open(f"{platform.prefect}/v2/runs/flow-run/{started}", "Completed", f"{len(tasks)} Task runs")
+    browser.press("Task Runs")
+    browser.see("Cached")
     browser.picture("rerun", height=1000, seconds=8)
+    said = post(platform.prefect, "logs/filter", {"logs": {"flow_run_id": {"any_": [started]}}, "limit": 200})
+    assert any(line["message"].startswith("train: reused") for line in said)
     _artifacts(platform, started)
 
 

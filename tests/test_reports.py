@@ -382,3 +382,9 @@ def test_the_rules_are_told_on_never_seen_and_balanced_windows_too() -> None:
     told = text.split("### The simple rules on other windows")[1].split("###")[0]
     assert told.count("| rule: unseen sequence |") == 2
     assert "| windows whose sequence training never saw | 0.250 | 0.500 | 0.125 | 1.00 % |" in told
+
+
+def test_masks_in_a_markdown_text_are_no_emphasis_and_no_tags() -> None:
+    from storage.report_words import markdown_text
+
+    assert markdown_text('"<*>" (2.0 nats), expected "_<*>"') == r'"&lt;\*>" (2.0 nats), expected "\_&lt;\*>"'
