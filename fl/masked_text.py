@@ -5,6 +5,7 @@ and flags a window whose masked tokens are too seldom among the K most probable 
 which alone are trained and sent.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,9 @@ def _with_adapters(folder: Path, rank: int) -> Any:  # noqa: ANN401 (a PEFT mode
     if targets is None:
         raise ModelError(f"{folder} has no layers for query and value by any known name; its layers: {sorted(layers)}.")
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules=list(targets))
-    return get_peft_model(base, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own use of names that transformers renames
+        return get_peft_model(base, config)
 
 
 def _parts(windows: Sequence[Events]) -> list[npt.NDArray[np.int64]]:
