@@ -90,21 +90,6 @@ def test_unstable_test_windows_are_judged_by_what_was_trained_without_them(
     assert ran == {"change", "score", "evaluate", "explain"}
 
 
-def test_a_detector_is_judged_on_another_log_without_training(
-    finished: tuple[RunConfig, str, Path], tiny_model: Path
-) -> None:
-    from flows.experiment import experiment
-    from storage.runs import read_record
-
-    untrained = {"clients": 2, "fraction": 0.5, "rounds": 0}
-    other = _config(tiny_model, dataset={"name": "hdfs-sim", "blocks": 300, "seed": 5}, federation=untrained)
-    run_id = experiment(other, "models:/hdfs-sim/1")
-    trained, taken = (Layout(finished[2]).run(run) / "rounds" for run in (finished[1], run_id))
-    [adapter] = taken.glob("*/adapter.safetensors")
-    assert adapter.read_bytes() == (sorted(trained.glob("*/adapter.safetensors"))[-1]).read_bytes()
-    assert read_record(run_id).command.endswith("--start-from models:/hdfs-sim/1")
-
-
 def test_the_run_is_listed_with_every_column_of_the_design(finished: tuple[RunConfig, str, Path]) -> None:
     [row] = [row for row in list_runs(Layout(finished[2])) if row["run_id"] == finished[1]]
     assert row["status"] == "finished"
@@ -230,3 +215,19 @@ def test_the_detector_description_names_the_base_model_by_hash(finished: tuple[R
     facts = json.loads(path.read_text())
     card = json.loads(next((finished[2] / "models").glob("*/card.json")).read_text())
     assert facts["model"]["sha256"] == card["weights_sha256"]
+
+
+# The last one: it adds a run to the home that the others look at.
+def test_a_detector_is_judged_on_another_log_without_training(
+    finished: tuple[RunConfig, str, Path], tiny_model: Path
+) -> None:
+    from flows.experiment import experiment
+    from storage.runs import read_record
+
+    untrained = {"clients": 2, "fraction": 0.5, "rounds": 0}
+    other = _config(tiny_model, dataset={"name": "hdfs-sim", "blocks": 300, "seed": 5}, federation=untrained)
+    run_id = experiment(other, "models:/hdfs-sim/1")
+    trained, taken = (Layout(finished[2]).run(run) / "rounds" for run in (finished[1], run_id))
+    [adapter] = taken.glob("*/adapter.safetensors")
+    assert adapter.read_bytes() == (sorted(trained.glob("*/adapter.safetensors"))[-1]).read_bytes()
+    assert read_record(run_id).command.endswith("--start-from models:/hdfs-sim/1")
