@@ -25,7 +25,7 @@ def test_cells_of_one_group_differ_in_their_seed_alone() -> None:
     assert [cell.name for cell in cells] == ["R=8, seed 0", "R=8, seed 1"]
     same = [cell.config.model_dump() | {"seed": None} for cell in cells]
     for values in same:
-        for part in ("dataset", "split", "partition", "federation"):
+        for part in ("dataset", "split", "partition", "federation", "instability"):
             values[part]["seed"] = None
     assert same[0] == same[1]
 
