@@ -48,7 +48,7 @@ def stages(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     found["evaluated"] = new.done
     with new_stage(home.stages, "score", "k") as new:
         sequences = pl.read_parquet(found["tokenized"].file("sequences.parquet"), columns=["sequence_id"])
-        sequences.write_parquet(new.path / "round-0001.parquet")
+        sequences.with_columns(seconds=pl.lit(0.25)).write_parquet(new.path / "round-0001.parquet")
         new.counts |= {"rounds": [0, 1], "seconds": 2.0}
     found["scored"] = new.done
     return found
@@ -89,4 +89,5 @@ def test_costs_hold_the_time_of_one_window_beside_the_bytes_of_a_message(
     assert found["bytes_up_per_client_round"] == 1_000_000
     assert found["latency_windows"] == min(3, pl.read_parquet(stages["scored"].file("round-0001.parquet")).height)
     assert found["latency_ms"] > 0
+    assert found["together_ms"] == pytest.approx(250)
     assert found["latency_peak_mb"] > 100
