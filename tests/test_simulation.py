@@ -87,6 +87,7 @@ def test_a_job_killed_in_a_round_and_in_a_commit_ends_with_the_bytes_of_an_undis
     assert _adapters(killed) == _adapters(undisturbed)
 
 
+@pytest.mark.long
 def test_a_job_with_error_feedback_killed_in_a_commit_ends_with_the_bytes_of_an_undisturbed_one(
     tmp_path: Path, tiny_model: Path, shares: Path
 ) -> None:
