@@ -5,7 +5,7 @@ event that training never saw has probability zero in all of them; `NEVER` stand
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -229,13 +229,7 @@ class LogBert(EventModel):
     @torch.no_grad()
     def scores(self, windows: Sequence[Events], seed: int) -> dict[str, Floats]:
         """Means over `DRAWS` seeded draws of masked events."""
-        found = {kind.name: np.zeros(len(windows)) for kind in self.kinds}
-        for draw in range(self.DRAWS):
-            generator = np.random.default_rng((seed, draw))
-            for part in _parts(windows):
-                for name, values in self._scored([windows[i] for i in part], generator).items():
-                    found[name][part] += values / self.DRAWS
-        return found
+        return mean_over_draws(self.kinds, windows, _parts(windows), self.DRAWS, seed, self._scored)
 
     def _scored(self, windows: Sequence[Events], generator: np.random.Generator) -> dict[str, Floats]:
         rows = padded(windows, self.LONGEST)
@@ -250,6 +244,24 @@ class LogBert(EventModel):
             "outside": np.bincount(owner, (rank > self.CANDIDATES).double().numpy(), len(rows)) / number,
             "distance": distance.double().numpy(),
         }
+
+
+def mean_over_draws(
+    kinds: Sequence[ScoreKind],
+    windows: Sequence[Events],
+    parts: Sequence[npt.NDArray[np.int64]],
+    draws: int,
+    seed: int,
+    scored: Callable[[Sequence[Events], np.random.Generator], dict[str, Floats]],
+) -> dict[str, Floats]:
+    """The scores of windows, some at a time, as means over seeded draws of what is masked."""
+    found = {kind.name: np.zeros(len(windows)) for kind in kinds}
+    for draw in range(draws):
+        generator = np.random.default_rng((seed, draw))
+        for part in parts:
+            for name, values in scored([windows[i] for i in part], generator).items():
+                found[name][part] += values / draws
+    return found
 
 
 def _parts(windows: Sequence[Events]) -> list[npt.NDArray[np.int64]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fl.errors import ModelError
-from fl.event_models import EventModel, Floats, ScoreKind
+from fl.event_models import EventModel, Floats, ScoreKind, mean_over_draws
 from fl.event_windows import Events
 from fl.model import quiet_transformers
 
@@ -104,13 +104,7 @@ class LogFit(EventModel):
     @torch.no_grad()
     def scores(self, windows: Sequence[Events], seed: int) -> dict[str, Floats]:
         """Means over `DRAWS` seeded draws of masked tokens."""
-        found = {kind.name: np.zeros(len(windows)) for kind in self.kinds}
-        for draw in range(self.DRAWS):
-            generator = np.random.default_rng((seed, draw))
-            for part in _parts(windows):
-                for name, values in self._outside([windows[i] for i in part], generator).items():
-                    found[name][part] += values / self.DRAWS
-        return found
+        return mean_over_draws(self.kinds, windows, _parts(windows), self.DRAWS, seed, self._outside)
 
     def _outside(self, windows: Sequence[Events], generator: np.random.Generator) -> dict[str, Floats]:
         """For each K, the share of a window's masked tokens that are not among the K most probable."""
