@@ -204,7 +204,7 @@ class SiteMember:
         member, number = self._member, int(config["round"])
         loaded, model = model_with(site_from(self.node_config()), dict(config), adapter)
         rules = member.rules
-        judging = Judging(rules.score, rules.k, rules.false_alarm_rate)
+        judging = Judging(rules.score, rules.k, rules.false_alarm_rate, rules.threshold_rule)
         judged = judge_windows(model, loaded, member.windows, judging)
         self.outcome.rounds = number
         alerts = -1

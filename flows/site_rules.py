@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fl.calibration import ThresholdRule
 from fl.errors import FederationError
 from fl.federation import Federation, TrainingJob
 from fl.hyperparameters import LocalTraining, Tuning
@@ -68,6 +69,8 @@ class SiteRules(BaseModel):
     """Of the top_k and unaligned scores."""
     false_alarm_rate: float = Field(gt=0, lt=1)
     """Share of normal windows that a site's threshold may flag."""
+    threshold_rule: ThresholdRule
+    """How a site's threshold follows from its calibration scores."""
     judged_rounds: Literal["all", "last"] | int
     """After which rounds the sites judge the adapter."""
 
@@ -117,6 +120,7 @@ def rules_of(config: RunConfig, weights_sha256: str, sites: int, model_port: int
         score=score,
         k=config.detection.k or (1 if score in {"top_k", "unaligned"} else None),
         false_alarm_rate=config.detection.false_alarm_rate,
+        threshold_rule=config.detection.threshold,
         judged_rounds=config.scoring.scored_rounds,
     )
 

@@ -79,7 +79,8 @@ def _event_stretches(file: Path) -> Iterator[tuple[_U32, _U32]]:
     for group in range(events.num_row_groups):
         table = events.read_row_group(group)
         if table.num_rows:
-            yield table["window_id"].to_numpy(), table["line_number"].to_numpy()
+            # Not by Arrow's own to_numpy, which imports pandas.
+            yield pl.Series(table["window_id"]).to_numpy(), pl.Series(table["line_number"]).to_numpy()
 
 
 def _lists(arrays: Sequence[_U32]) -> pl.Series:

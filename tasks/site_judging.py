@@ -21,6 +21,7 @@ from tasks.detect_anomalies import detect_anomalies
 from tasks.site_windows import HELD_OUT, Reading
 
 if TYPE_CHECKING:
+    from fl.calibration import ThresholdRule
     from fl.model import LoadedModel
 
 _ROUNDING = 1e-5
@@ -29,11 +30,12 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Judging:
-    """What decides: the score, and the share of normal windows that may be flagged."""
+    """What decides: the score, the share of normal windows that may be flagged, and how that gives the threshold."""
 
     score: str
     k: int | None
     false_alarm_rate: float
+    threshold_rule: "ThresholdRule"
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def judge_windows(
     progress: Progress = silent,
 ) -> Judged:
     """Score each distinct sequence of the calibration and held-out windows once, and take the threshold."""
+    from fl.calibration import calibrated_threshold
     from fl.scoring import anomaly_score, score_sequences
-    from fl.thresholds import label_free_threshold
 
     started = time.monotonic()
     table, sequences = _judged_windows(windows)
@@ -87,7 +89,7 @@ def judge_windows(
     )
     scores = table.join(scored, on="sequence_id", how="left", maintain_order="left").drop("sequence_id")
     calibration = scores.filter(pl.col("split") == "calibration")["score"].to_numpy()
-    threshold = label_free_threshold(calibration, judging.false_alarm_rate)
+    threshold = calibrated_threshold(calibration, judging.false_alarm_rate, judging.threshold_rule)
     return Judged(scores, threshold, time.monotonic() - started)
 
 

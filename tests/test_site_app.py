@@ -108,6 +108,24 @@ def test_each_round_is_judged_by_each_site_and_the_numbers_are_those_of_its_own_
         assert (scores > row["threshold"]).mean() <= facts["false_alarm_rate"]
 
 
+def test_each_site_takes_its_threshold_by_the_rule_that_was_agreed_to(tiny_model: Path, tmp_path: Path) -> None:
+    rules = tiny_rules(tiny_model, Layout(tmp_path / "link"), detection={"threshold": "tail", "false_alarm_rate": 0.05})
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    grid, job = _fresh(rules, tiny_model, simulated_logs(600, logs), tmp_path)
+    run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+    for member in grid.members.values():
+        detector = member.folder / "detector"
+        scores = np.sort(pl.read_parquet(detector / "calibration_scores.parquet")["score"].to_numpy())
+        assert len(scores) > 20
+        start = np.quantile(scores, 1 - 10 / len(scores))  # an exponential tail of the ten highest scores
+        highest = scores[scores > start]
+        expected = start + np.mean(highest - start) * np.log(len(highest) / (0.05 * len(scores)))
+        facts = json.loads((detector / "detector.json").read_text())
+        assert facts["threshold"] == pytest.approx(expected)
+        assert facts["threshold_rule"] == "tail"
+
+
 def test_each_site_has_alerts_of_its_own_logs_as_detect_writes_them(
     ran: tuple[SiteGrid, Path], logs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
