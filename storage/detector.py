@@ -61,8 +61,14 @@ class Detector(PythonModel):
     """Judges the windows of raw log lines."""
 
     def load_context(self, context: Any) -> None:  # noqa: ANN401 (named as MLflow wants it)
-        """Read what the detector consists of; the model itself is loaded with the first lines."""
+        """Read what the detector consists of, and have its model in memory.
+
+        So a server says that it is ready when it is, and the first request, too, is answered within MLflow's 60 s. What
+        keeps the model from being loaded is told by each answer.
+        """
         self._answerer = Answerer(Path(next(iter(context.artifacts.values()))).parent)
+        with suppress(DataError):
+            self._answerer.load()
         # The server answers each request in a thread of its own, and the model is one.
         self._one_at_a_time = Lock()
 
