@@ -190,5 +190,7 @@ def _notes(windows: Windows, findings: Row) -> list[str]:
     elif not findings["anomalies"]:
         notes.append("The test split has no anomalous windows: precision, recall and F1 cannot be told.")
     elif findings["anomalies"] < _FEW_ANOMALIES:
-        notes.append(f"Only {findings['anomalies']} test windows are anomalous: the intervals are wide.")
+        few = findings["anomalies"]
+        told = "1 test window is" if few == 1 else f"{few} test windows are"
+        notes.append(f"Only {told} anomalous: the intervals are wide.")
     return [note for note in notes if note]

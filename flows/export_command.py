@@ -26,6 +26,10 @@ def export(
     from tasks.export_detector import export_detector
 
     with chosen_detector(model, run, current()) as chosen:
-        export_detector(chosen.folder, folder, merged=merged)
-    what = "model with the adapter of" if merged else "adapter of"
+        facts = export_detector(chosen.folder, folder, merged=merged)
+    what = "model with the trained weights of" if merged else "adapter of"
     print(f"The {what} {chosen.name} ({chosen.why}) is in {folder}.")
+    if merged:
+        print(f"It is a detector, too: atalaia detect FILE --model {folder}")
+        if (held := facts["model"]["quantization"]) != "none":
+            print(f"Its scores differ a little from the detector's, which was calibrated with weights in {held}.")

@@ -2,7 +2,7 @@
 
 A detector's folder holds `adapter.safetensors`, `detector.json` (everything that decides: base model by name and hash,
 tuning, score, K, threshold, log format, window rule, masks, token rule), `calibration_scores.parquet`, and what
-storage/normal_windows.py adds of normal windows.
+storage/normal_windows.py adds of normal windows. One whose weights are merged holds the model instead of the adapter.
 """
 
 import json
@@ -29,6 +29,8 @@ from storage.windows import WindowRule
 FACTS = "detector.json"
 ADAPTER = "adapter.safetensors"
 CALIBRATION = "calibration_scores.parquet"
+IN_FOLDER = "."
+"""The name of a base model that lies in the detector's own folder."""
 ROUNDING = 1e-5
 """Relative difference of scores that computing in another order makes; a window so near the threshold is at it."""
 
@@ -128,7 +130,8 @@ class Judge:
         loaded = learning("model").load_model(self.model_folder, facts["model"]["quantization"])
         tuning = learning("federation").tuning_from(facts["tuning"], adapter.Tuning)
         model = adapter.attach_adapter(loaded, tuning, facts["seed"])
-        adapter.load_adapter_arrays(model, adapter.read_adapter(self.folder / ADAPTER))
+        if tuning.kind != "none":
+            adapter.load_adapter_arrays(model, adapter.read_adapter(self.folder / ADAPTER))
         return model, loaded
 
     @cached_property
@@ -140,7 +143,8 @@ class Judge:
     def model_folder(self) -> Path:
         """The base model's directory; raises DataError where it is not the one the adapter was trained on."""
         wanted = self.facts["model"]
-        folder: Path = learning("model").prepare_model(wanted["name"], current().models)
+        own = wanted["name"] == IN_FOLDER
+        folder: Path = self.folder if own else learning("model").prepare_model(wanted["name"], current().models)
         found = json.loads((folder / "card.json").read_text())["weights_sha256"]
         if found != wanted["sha256"]:
             raise DataError(f"The base model {wanted['name']} has other weights than the detector was trained with.")
