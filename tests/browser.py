@@ -90,6 +90,12 @@ class Browser:
         entry.clear()
         entry.send_keys(value)
 
+    def search(self, field: str, value: str) -> None:
+        """Type into a field of search, named by what it shows while it is empty."""
+        path = f"//input[@placeholder='{field}']"
+        self.click(path)
+        self.elements(path)[0].send_keys(value)
+
     def show(self, *field: str) -> None:
         """Bring a field of a form into the middle of the window."""
         [found] = self.elements(_form_field(field))

@@ -169,8 +169,10 @@ def test_the_registered_detector_leads_to_its_metrics_and_its_adapter(
     version = get_mlflow(platform, "model-versions/get?name=hdfs-sim&version=1")["model_version"]
     experiment = get_mlflow(platform, "experiments/get-by-name?experiment_name=atalaia")["experiment"]
     pages = f"{platform.mlflow}/#/experiments/{experiment['experiment_id']}"
-    # Charts further down are drawn when they are scrolled to.
-    browser.open(f"{pages}/runs/{run_id}/model-metrics", "Model metrics", "auroc", "Step")
+    # Charts further down are drawn when they are scrolled to, or looked for.
+    browser.open(f"{pages}/runs/{run_id}/model-metrics", "Model metrics", "Step")
+    browser.search("Search metric charts", "auroc|average_precision|train_loss")
+    browser.see("(auroc)", "(average_precision)", "(train_loss)")
     browser.picture("metrics", height=1000, seconds=5)
     browser.open(f"{pages}/models/{version['source'].rpartition('/')[2]}/artifacts", "MLmodel", "artifacts")
     browser.click("//*[normalize-space(text())='artifacts']")
