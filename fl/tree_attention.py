@@ -138,6 +138,8 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scaling: float) -> Tensor:  # noqa: ANN401
         out = torch.empty_like(query)
+        # transformers hands on transposed views, which index_select would copy as a whole for each chain.
+        key, value = key.contiguous(), value.contiguous()
         for chain in plan.chains:
             keys, values = key.index_select(1, chain.path), value.index_select(1, chain.path)
             out[:, chain.start : chain.stop] = _chain_attention(
