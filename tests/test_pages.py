@@ -15,7 +15,7 @@ from platforms import PATIENCE, Platform, eventually, get, post, running_platfor
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(4000)]
 
-ROUNDS, BLOCKS = 8, 300
+ROUNDS, BLOCKS = 30, 300
 
 
 @pytest.fixture(scope="module")
