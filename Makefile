@@ -25,7 +25,7 @@ demo: setup
 	@$(BIN)/atalaia run demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

@@ -25,13 +25,22 @@ class Place:
     link_host: str
     prefix: tuple[str, ...] = ()
     """The command that starts another in the site's network."""
+    cable: str = ""
+    """The end of the site's cable in this network; none where the sites share it."""
+
+    def plug(self, *, pulled: bool) -> None:
+        """Pull the site's cable, or put it back."""
+        state = "down" if pulled else "up"
+        subprocess.run(["ip", "link", "set", self.cable, state], capture_output=True, check=True)
 
 
 @contextlib.contextmanager
 def places(sites: int) -> Iterator[list[Place]]:
     """A network namespace for each site with a cable to this one; else loopback addresses (needs no rights)."""
     names = [f"atalaia-{os.getpid()}-{site}" for site in range(sites)]
-    found = [Place(f"10.213.{site}.1", ("ip", "netns", "exec", name)) for site, name in enumerate(names)]
+    found = [
+        Place(f"10.213.{site}.1", ("ip", "netns", "exec", name), _cable(site)[0]) for site, name in enumerate(names)
+    ]
     try:
         try:
             for site, name in enumerate(names):
@@ -45,8 +54,13 @@ def places(sites: int) -> Iterator[list[Place]]:
                 subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+def _cable(site: int) -> tuple[str, str]:
+    """The names of a cable's ends, in this network and in the site's."""
+    return f"at{os.getpid() % 100000}{site}h", f"at{os.getpid() % 100000}{site}s"
+
+
 def _connect(name: str, site: int) -> None:
-    outside, inside = f"at{os.getpid() % 100000}{site}h", f"at{os.getpid() % 100000}{site}s"
+    outside, inside = _cable(site)
     for command in (
         f"ip netns add {name}",
         f"ip link add {outside} type veth peer name {inside} netns {name}",
@@ -74,6 +88,10 @@ class Program:
     def finish(self, seconds: float = 300.0) -> int:
         """Its exit status."""
         return self.process.wait(timeout=seconds)
+
+    def signal(self, number: int) -> None:
+        """To it and all that it started in its session."""
+        os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
         """As a power cut does it."""
