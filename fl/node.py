@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import grpc
@@ -90,11 +91,12 @@ class _AuditedFleet:
             except grpc.RpcError as error:
                 code, details = error.code(), error.details() or ""
                 if code not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                    raise LinkRefused(f"The link refuses {name}: {details or code.name}.") from error
+                    raise LinkRefused(f"The link refuses {name}: {details.rstrip('.') or code.name}.") from error
                 if "handshake failed" in details.lower() or "certificate" in details.lower():
                     raise LinkRefused(f"The link's certificate is not of this federation: {details[:200]}.") from error
                 if time.monotonic() + pause > deadline or self.stopped.wait(pause):
-                    raise LinkLost(f"The link cannot be reached ({details[:120]}).") from error
+                    reason = shorten(details, 160, placeholder=" ...")
+                    raise LinkLost(f"The link cannot be reached ({reason}).") from error
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
 
