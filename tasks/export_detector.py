@@ -5,9 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from storage.errors import DataError
-from storage.judging import ADAPTER, FACTS, IN_FOLDER
-from storage.layout import current
+from storage.judging import ADAPTER, FACTS, IN_FOLDER, Judge
 
 
 def export_detector(detector: Path, into: Path, *, merged: bool) -> dict[str, Any]:
@@ -20,13 +18,9 @@ def export_detector(detector: Path, into: Path, *, merged: bool) -> dict[str, An
     from fl.federation import tuning_from
     from fl.hyperparameters import Tuning
     from fl.merging import export_adapter, merge_adapter
-    from fl.model import prepare_model
 
-    facts: dict[str, Any] = json.loads((detector / FACTS).read_text())
-    wanted = facts["model"]
-    base = detector if wanted["name"] == IN_FOLDER else prepare_model(wanted["name"], current().models)
-    if json.loads((base / "card.json").read_text())["weights_sha256"] != wanted["sha256"]:
-        raise DataError(f"The base model {wanted['name']} has other weights than the detector was trained with.")
+    judge = Judge(detector)
+    facts, base = judge.facts, judge.model_folder
     write = merge_adapter if merged else export_adapter
     tuning = tuning_from(facts["tuning"], Tuning)
     arrays = read_adapter(detector / ADAPTER) if tuning.kind != "none" else {}

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,15 @@ from flows.processes import belonging
 
 ROOT = Path(__file__).resolve().parent.parent
 ATALAIA = str(Path(sys.executable).parent / "atalaia")
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback that nobody listens at, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 @dataclass(frozen=True)

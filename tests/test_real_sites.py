@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from recording_proxy import RecordingProxy, Request
 from site_federations import NAMES, real_logs
-from site_processes import Programs, left_over, places, wait_until
+from site_processes import Programs, free_ports, left_over, places, wait_until
 
 from fl.adapter_files import read_adapter
 from fl.declared import NUMBERS
@@ -44,14 +43,6 @@ _REQUESTS = {
     "PushMessages": fleet_pb2.PushMessagesRequest,
     "PushObject": message_pb2.PushObjectRequest,
 }
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def agreed_rules(model: Path, layout: Layout, certs: Path, model_port: int | None = None) -> SiteRules:
