@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fl.baseline_models import MODELS
+from fl.bootstrap import f1_ends
 from fl.calibration import ThresholdRule, calibrated_threshold
 from fl.event_models import ScoreKind
-from fl.metrics_table import METRIC_TYPES, POPULATIONS, Row, Rows, Windows, metrics_of
+from fl.metrics_table import METRIC_TYPES, POPULATIONS, Row, Rows, Windows, detection_of, metrics_of
 from fl.thresholds import THRESHOLDS, Floats, Ranking, rank_counts
 
 BASELINE_TYPES: dict[str, type] = {"method": str} | {
@@ -88,7 +89,9 @@ def _population(rows: Sequence[Row], method: str, score: str, population: str) -
     found = {row["threshold_kind"]: row for row in rows if wanted.items() <= row.items()}
     first: Row = next(iter(found.values()), {})
     rates = {
-        kind: {name: found[kind][name] for name in _FOUND} if kind in found else None
+        kind: {**{name: found[kind][name] for name in _FOUND}, **f1_ends(detection_of(found[kind]))}
+        if kind in found
+        else None
         for kind in (*THRESHOLDS, PUBLISHED)
     }
     return {**{name: first.get(name) for name in _RANKED}, **rates}

@@ -6,7 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fl.errors import ScoreError
-from fl.thresholds import Counts, Flags, Floats
+from fl.thresholds import Counts, Detection, Floats
+
+ENDS = ("f1_low", "f1_high")
+"""Columns with the ends of the interval of an F1."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,20 @@ class Interval:
     high: float
 
 
-def f1_interval(
-    labels: npt.ArrayLike, flags: npt.ArrayLike, samples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """F1 of `flags` with the percentile interval of resampling windows; the threshold is taken as fixed."""
-    flagged = np.asarray(flags, dtype=bool)
-    drawn, observed = _resample(np.asarray(labels), flagged, np.zeros_like(flagged), samples, seed)
+def f1_interval(found: Detection, samples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """F1 with the percentile interval of resampling windows; the threshold is taken as fixed."""
+    # By (label, flag, other flag), and the other detector flags nothing.
+    cells = np.array([found.tn, 0, found.fp, 0, found.fn, 0, found.tp, 0])
+    drawn, observed = _resample(cells, samples, seed)
     return _interval(_f1_of(drawn, 0), _f1_of(observed, 0), level)
+
+
+def f1_ends(found: Detection | None, seed: int = 0) -> dict[str, float | None]:
+    """The ends of the 95 % interval of an F1 as columns of a table; none where there is no F1."""
+    if found is None or not found.tp + found.fn:
+        return dict.fromkeys(ENDS)
+    interval = f1_interval(found, seed=seed)
+    return dict(zip(ENDS, (interval.low, interval.high), strict=True))
 
 
 def f1_difference(
@@ -36,19 +46,21 @@ def f1_difference(
     seed: int = 0,
 ) -> Interval:
     """F1 of `flags` minus F1 of `other`, both over the same resampled windows."""
-    drawn, observed = _resample(np.asarray(labels), np.asarray(flags, bool), np.asarray(other, bool), samples, seed)
+    cells = 4 * (np.asarray(labels) == 1) + 2 * np.asarray(flags, bool) + np.asarray(other, bool)
+    drawn, observed = _resample(np.bincount(cells, minlength=8), samples, seed)
     return _interval(_f1_of(drawn, 0) - _f1_of(drawn, 1), _f1_of(observed, 0) - _f1_of(observed, 1), level)
 
 
-def _resample(labels: Counts, flags: Flags, other: Flags, samples: int, seed: int) -> tuple[Counts, Counts]:
+def _resample(cells: Counts, samples: int, seed: int) -> tuple[Counts, Counts]:
     """Counts of windows by (label, flag, other flag) in `samples` resamples, and as observed: shape (samples, 2, 2, 2).
 
-    F1 depends on these counts only, so drawing them from the multinomial is the bootstrap by window, in no time.
+    `cells`: the observed ones, flat. F1 depends on these counts only, so drawing them from the multinomial is the
+    bootstrap by window, in no time.
     """
-    if not labels.size:
+    windows = int(cells.sum())
+    if not windows:
         raise ScoreError("No labelled windows: an interval needs some.")
-    cells = np.bincount(4 * (labels == 1) + 2 * flags + other, minlength=8)
-    drawn = np.random.default_rng(seed).multinomial(labels.size, cells / labels.size, size=samples)
+    drawn = np.random.default_rng(seed).multinomial(windows, cells / windows, size=samples)
     return drawn.reshape(samples, 2, 2, 2), cells.reshape(1, 2, 2, 2)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from fl.bootstrap import f1_ends
 from fl.calibration import ThresholdRule, threshold_note
 from fl.errors import ScoreError
-from fl.metrics_table import Columns, Row, Rows, Windows, metric_rows
+from fl.metrics_table import Columns, Row, Rows, Windows, detection_of, metric_rows
 from fl.rule_comparison import RuleJudge, against_rules
 from fl.score_choice import DEFAULT_SCORE, choose_score
 from fl.scoring import anomaly_score
@@ -132,7 +133,10 @@ def _thresholds(metrics: Sequence[Row], round_number: int, score: str, k: int | 
     return {
         **{field: any_row[field] for field in ("windows", "anomalies", "auroc", "average_precision")},
         "prevalence": None if anomalies is None else anomalies / any_row["windows"],
-        **{kind: {f: rows[kind][f] for f in fields} if kind in rows else None for kind in THRESHOLDS},
+        **{
+            kind: {**{f: rows[kind][f] for f in fields}, **f1_ends(detection_of(rows[kind]))} if kind in rows else None
+            for kind in THRESHOLDS
+        },
     }
 
 

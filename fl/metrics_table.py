@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fl.calibration import ThresholdRule, calibrated_threshold
 from fl.errors import ScoreError
 from fl.scoring import anomaly_score
-from fl.thresholds import Ranking, balanced_sample, rank_counts
+from fl.thresholds import Detection, Ranking, balanced_sample, rank_counts
 
 Row = dict[str, Any]
 Columns = Mapping[str, npt.NDArray[Any]]
@@ -172,3 +172,12 @@ def metrics_of(ranking: Ranking, threshold: float, labelled: bool) -> Row:
         "anomalies": ranking.anomalies if labelled else None,
         "flagged": found.tp + found.fp,
     }
+
+
+def detection_of(row: Row) -> Detection | None:
+    """What the windows of a row of metrics were flagged right and wrong; None without labelled anomalous ones."""
+    if not row["anomalies"]:
+        return None
+    found = round(row["recall"] * row["anomalies"])
+    false = row["flagged"] - found
+    return Detection(found, false, row["anomalies"] - found, row["windows"] - row["anomalies"] - false)

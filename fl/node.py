@@ -68,6 +68,7 @@ _TIMEOUT = 60.0
 _PATIENCE = 120.0
 """Seconds for which a call is tried again while the link cannot be reached."""
 _LONGEST_PAUSE = 5.0
+_CLOCKS = "The clocks of this machine and of the link differ too much (by more than some minutes): set the wrong one."
 
 
 class _AuditedFleet:
@@ -90,6 +91,8 @@ class _AuditedFleet:
                 return self._calls[name](request, timeout=_TIMEOUT)
             except grpc.RpcError as error:
                 code, details = error.code(), error.details() or ""
+                if details == "Invalid timestamp":
+                    raise LinkRefused(_CLOCKS) from error
                 if code not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
                     raise LinkRefused(f"The link refuses {name}: {details.rstrip('.') or code.name}.") from error
                 if "handshake failed" in details.lower() or "certificate" in details.lower():

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from fl.baselines import DistinctWindows, SimpleRule, distinct_windows, fit_all
-from fl.bootstrap import f1_difference, f1_interval
+from fl.bootstrap import ENDS, f1_difference, f1_ends
 from fl.metrics_table import Row, Rows, Windows
 from fl.thresholds import THRESHOLDS, Detection, Flags, Floats, metrics_at
 
 _RATES = ("f1", "precision", "recall", "false_alarm_rate")
-RULE_TYPES: dict[str, type] = {"rule": str, "population": str} | dict.fromkeys(_RATES, float)
+RULE_TYPES: dict[str, type] = {"rule": str, "population": str} | dict.fromkeys((*_RATES, *ENDS), float)
 """Columns of the rules' table."""
 
 
@@ -35,10 +35,11 @@ class RuleJudge:
         """One row a population and rule, on the test split; no rates where labels are missing."""
         windows = self._windows
         return [
-            {"rule": name, "population": population, **_rates(_detection(windows, rows, flagged))}
+            {"rule": name, "population": population, **_rates(found), **f1_ends(found, seed)}
             for population in ("all", "unseen", "balanced")
             if (rows := windows.population(population, "test", seed)).size
             for name, flagged in flags.items()
+            for found in [_detection(windows, rows, flagged)]
         ]
 
     def with_few_windows(self, count: int | None, seed: int, draws: int = 10) -> dict[str, Any] | None:
@@ -81,21 +82,21 @@ def against_rules(windows: Windows, scores: Floats, flags: Mapping[str, Flags], 
     rule_flags = flags[best["rule"]][rows]
     difference = f1_difference(labels, flagged, rule_flags, seed=seed)
     verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "unclear"
-    intervals = {
-        kind: asdict(f1_interval(labels, scores[rows] > findings[kind]["threshold"], seed=seed))
-        for kind in THRESHOLDS
-        if findings[kind]
-    }
     return {
         "headline": {
             "difference": asdict(difference),
             "verdict": verdict,
-            "f1": intervals,
+            "f1": {kind: _interval(findings[kind]) for kind in THRESHOLDS if findings[kind]},
             "caught": _who_catches(labels == 1, flagged, rule_flags),
         },
         "best_rule": {"name": best["rule"], "f1": best["f1"]},
         "recall_by_kind": _recall_by_kind(windows, rows, flagged, rule_flags),
     }
+
+
+def _interval(found: Row) -> Row:
+    low, high = (found[end] for end in ENDS)
+    return {"estimate": found["f1"], "low": low, "high": high}
 
 
 def _who_catches(anomalous: Flags, flagged: Flags, rule_flags: Flags) -> Row:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -238,7 +238,8 @@ def told(folder: Path, error: BaseException, status: int) -> int:
     elif status == 1:
         message = f"The training job failed ({type(error).__name__}: {message}); see {folder / LOG}."
     print(message, file=sys.stderr)
-    (folder / ERROR).write_text(json.dumps({"error": type(error).__name__, "message": message}))
+    with suppress(OSError):  # a full disk takes no reason either
+        (folder / ERROR).write_text(json.dumps({"error": type(error).__name__, "message": message}))
     append_event(folder, "error", message=message)
     return status
 

@@ -25,6 +25,8 @@ from flows.supervised import Supervised
 from flows.terminal_sites import event_words, sites_report
 from storage.adapters import committed_rounds
 from storage.certificates import CA, SERVER, SERVER_KEY, RegisteredSite, needed_files, registered_sites
+from storage.disks import is_full
+from storage.errors import DiskFull
 from storage.events import read_events
 from storage.layout import Layout
 from storage.model_files import giving_model
@@ -192,7 +194,7 @@ class LinkRun:
         """Try again where another try can help; raises FederationError with the server's reason otherwise."""
         kind, message = _reason(self.folder, details)
         self._flower_run = None
-        if kind not in {LostClients.__name__, ""}:
+        if kind not in {LostClients.__name__, DiskFull.__name__, ""}:
             raise FederationError(message)
         if time.monotonic() - self._begun > self._settings.patience:
             raise LostClients(f"{message} Given up after {self._settings.patience:.0f} seconds without a new round.")
@@ -261,6 +263,8 @@ def _reason(folder: Path, details: str) -> tuple[str, str]:
         told: dict[str, Any] = json.loads((folder / "error.json").read_text())
         return str(told["error"]), str(told["message"])
     except (OSError, ValueError, KeyError):
+        if is_full(folder):
+            return DiskFull.__name__, f"The disk of {folder} is full; rounds go on once there is room."
         return "", f"The server app ended without a word ({details[:200] or 'no details'})."
 
 

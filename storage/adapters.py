@@ -1,6 +1,5 @@
 """Committed rounds of a run: the adapter, its card and its metrics, in a folder that appears whole or not at all."""
 
-import errno
 import hashlib
 import io
 import json
@@ -18,7 +17,7 @@ import polars as pl
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from storage.errors import StorageError
+from storage.disks import unwritten
 
 ADAPTER = "adapter.safetensors"
 STATE = "server.safetensors"
@@ -103,7 +102,8 @@ def commit_round(
 ) -> CommittedRound:
     """Put a round in place by one rename, after all its bytes are on the disk.
 
-    `clients` and `summary` are rows of CLIENT_SCHEMA and ROUND_SCHEMA. Raises StorageError when the disk is full.
+    `clients` and `summary` are rows of CLIENT_SCHEMA and ROUND_SCHEMA. Raises DiskFull for want of room,
+    StorageError where nothing can be written.
     """
     final = round_folder(run_folder, number)
     temporary = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}"
@@ -129,12 +129,7 @@ def commit_round(
         _put_in_place(temporary, final)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
-            raise StorageError(
-                f"The disk is full: round {number} was not kept, the rounds before it were; "
-                "free some space and run again."
-            ) from error
-        raise StorageError(f"Round {number} cannot be written to {final}: {error.strerror}.") from error
+        raise unwritten(error, f"round {number} was not kept in {final.parent}, the rounds before it were") from error
     return CommittedRound(number, final, adapter_hash, dict(facts or {}))
 
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TextIO
 import polars as pl
 
 from storage.alerts import FoundAlert, Identity
-from storage.errors import FormatError, StorageError
+from storage.disks import unwritten
+from storage.errors import FormatError
 from storage.summaries import SurprisingMessage
 from storage.tables import TableWriter
 
@@ -163,4 +164,4 @@ def _told_as_storage_error(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StorageError(f"Cannot write {path}: {error.strerror}; check the folder and its space.") from error
+        raise unwritten(error, f"the alerts were not written to {path}") from error

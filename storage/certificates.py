@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from storage.errors import SourceError, StorageError
+from storage.disks import unwritten
+from storage.errors import SourceError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CA, SERVER, SERVER_KEY = "ca.crt", "server.crt", "server.key"
@@ -81,7 +82,7 @@ def issue(
         pairs = {name: (folder / "sites" / name / SITE_PUBLIC).read_text().strip() for name in names}
         added += _register(folder / "link" / REGISTRATION, pairs | own)
     except OSError as error:
-        raise StorageError(f"Cannot write {error.filename or folder}: {error.strerror}.") from error
+        raise unwritten(error, f"the certificates were not written to {error.filename or folder}") from error
     return Issued(authority, server, tuple(dict.fromkeys(added)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from storage.disks import unwritten
 from storage.errors import StorageError
 
 
@@ -59,7 +60,7 @@ def write_consent(folder: Path, rules: str, number: int, link: str) -> Consent:
         temporary.write_text(consent.model_dump_json(indent=1))
         temporary.replace(folder / "consent.json")
     except OSError as error:
-        raise StorageError(f"Cannot keep the consent in {folder}: {error.strerror}.") from error
+        raise unwritten(error, f"the consent was not kept in {folder}") from error
     return consent
 
 

@@ -3,7 +3,8 @@
     DataError
     ├── SourceError     a file or address cannot be read, is truncated, or has the wrong checksum
     ├── FormatError     lines, labels or a user's dataset file do not have the stated form
-    ├── StorageError    a stage could not be written (disk full, no permission)
+    ├── StorageError    something could not be written (no permission)
+    │   └── DiskFull    for want of room: the same again will do once there is some
     ├── TrackingError   the tracking server cannot be reached or refuses
     └── RegistryError   a registered detector is not there, or cannot be compared, promoted or rolled back
 
@@ -25,7 +26,11 @@ class FormatError(DataError):
 
 
 class StorageError(DataError):
-    """A stage could not be written."""
+    """Something could not be written."""
+
+
+class DiskFull(StorageError):
+    """Something could not be written for want of room; the same again will do once there is some."""
 
 
 class TrackingError(DataError):

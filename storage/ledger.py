@@ -8,16 +8,17 @@ consent  rules that the operator agreed to, by their hash
 Beside these bytes each request has headers: the site's public key, the time, a signature of it, Flower's version.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from storage.errors import StorageError
+from storage.disks import append_whole, unwritten
+from storage.errors import DiskFull
 
 _POLLS = {"ActivateNode", "PullMessages", "SendNodeHeartbeat", "PullObject", "ConfirmMessageReceived"}
 """Calls that carry no more than the site's public key or number."""
@@ -40,12 +41,12 @@ class Ledger:
     def call(self, name: str, data: bytes) -> None:
         """Account for a request that is about to be sent."""
         with self._lock:
-            self.bytes_sent += len(data)
             if name in _POLLS:
                 self._poll(name, data)
                 return
             line = {"time": _now(), "entry": "call", "call": name, "carries": _carries(name, data)}
             self._write(line | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+            self.bytes_sent += len(data)
 
     def reply(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Say in words what the calls that follow hold."""
@@ -68,23 +69,22 @@ class Ledger:
         calls = self._polls["calls"]
         calls[name] = calls.get(name, 0) + 1
         self._polls["bytes"] += len(data)
+        self.bytes_sent += len(data)
         if sum(calls.values()) >= _POLLS_TOGETHER:
-            self._write()
+            # They carry nothing, and stay in memory until there is room: a site with a full disk is not a dead one.
+            with contextlib.suppress(DiskFull):
+                self._write()
 
     def _write(self, line: Mapping[str, Any] | None = None) -> None:
         if self._path is None:
             return
         lines = [each for each in (self._polls, line) if each]
-        self._polls = {}
         data = "".join(json.dumps(each) + "\n" for each in lines).encode()
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, data)
-            finally:
-                os.close(descriptor)
+            append_whole(self._path, data, 0o600)
         except OSError as error:
-            raise StorageError(f"Cannot write the ledger {self._path}: {error.strerror}; nothing is sent.") from error
+            raise unwritten(error, f"the ledger {self._path} takes no entry, so nothing is sent") from error
+        self._polls = {}
 
 
 def _now() -> str:

@@ -7,6 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
+from storage.disks import unwritten
 from storage.errors import StorageError
 
 KEY = "noise.key"
@@ -46,7 +47,7 @@ def _new_key(path: Path) -> bytes:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise StorageError(f"The key of the noise cannot be written to {path}: {error.strerror}.") from error
+        raise unwritten(error, f"the key of the noise was not kept at {path}") from error
     return key
 
 

@@ -91,25 +91,26 @@ def detection_table(summary: Summary) -> Table:
     """The models beside the simple rules, all without labels; only a trained model is called tuned."""
     found = summary.findings
     rounds = {row["round"]: row for row in found["rounds"]}
-    columns = ["detector", "F1", "precision", "recall", "false alarms", "AUROC", "average precision", "loss"]
+    columns = ["detector", *_JUDGED, "AUROC", "average precision", "loss"]
     rows: list[list[Cell]] = []
     if found["round"] > 0:
-        rows.append(["tuned model", *_rates(found["label_free"]), *_ranks(rounds[found["round"]])])
+        rows.append(["tuned model", *_judged(found["label_free"]), *_ranks(rounds[found["round"]])])
     if 0 in rounds:
-        rows.append(["untouched model", *_rates(rounds[0].get("label_free")), *_ranks(rounds[0])])
+        rows.append(["untouched model", *_judged(rounds[0].get("label_free")), *_ranks(rounds[0])])
     rows += [
-        [one["title"], *_rates(one["populations"]["all"]["label_free"]), *_ranks(one["populations"]["all"])]
+        [one["title"], *_judged(one["populations"]["all"]["label_free"]), *_ranks(one["populations"]["all"])]
         for one in found.get("baselines", [])
         if one["main"]
     ]
-    rows += [[f"rule: {rule['rule']}", *_rates(rule), None, None, None] for rule in found["rules"]]
-    short = ("detector", "F1", "P", "R", "FAR", "AUROC", "AP", "loss")
+    rows += [[f"rule: {rule['rule']}", *_judged(rule), None, None, None] for rule in found["rules"]]
+    short = ("detector", "F1", "95 %", "P", "R", "FAR", "AUROC", "AP", "loss")
     return Table("Detection with a label-free threshold", columns, rows, _how_detected(found), short, _LEGEND)
 
 
 _LEGEND = (
     "P, precision: share of alarms that are right. R, recall: share of anomalies that are found. F1: the balance of "
-    "both. FAR: share of normal windows flagged. AUROC, AP (average precision): how well the scores rank, 1 is best."
+    "both; 95 %: where it may lie for want of more windows. FAR: share of normal windows flagged. AUROC, AP (average "
+    "precision): how well the scores rank, 1 is best."
 )
 
 
@@ -130,6 +131,17 @@ def _how_detected(found: dict[str, Any]) -> str:
 def _why(chosen: str) -> str:
     """Why the score was taken, in a sentence's place."""
     return chosen.replace("as configured", "the configuration names it (detection.score)", 1)
+
+
+_JUDGED = ("F1", "95 % interval", "precision", "recall", "false alarms")
+"""Columns of `_judged`."""
+
+
+def _judged(found: dict[str, Any] | None) -> list[Cell]:
+    """F1 with its bootstrap interval, and the rates."""
+    f1, *rates = _rates(found)
+    low, high = ((found or {}).get(end) for end in ("f1_low", "f1_high"))
+    return [f1, None if low is None or high is None else f"{low:.2f}–{high:.2f}", *rates]
 
 
 def _rates(found: dict[str, Any] | None) -> list[Cell]:
@@ -159,13 +171,13 @@ def few_windows_table(summary: Summary) -> Table:
 def rule_table(summary: Summary) -> Table:
     """The simple rules on never-seen sequences and on the paper's balanced sample."""
     rows: list[list[Cell]] = [
-        [f"rule: {row['rule']}", words, *_rates(row)]
+        [f"rule: {row['rule']}", words, *_judged(row)]
         for name, words in _POPULATIONS.items()
         for row in summary.findings.get("rules_by_population", [])
         if row["population"] == name and row["f1"] is not None
     ]
     note = "Fitted on all training windows; on all test windows the rules are in the first table."
-    columns = ["detector", "windows", "F1", "precision", "recall", "false alarms"]
+    columns = ["detector", "windows", *_JUDGED]
     return Table("The simple rules on other windows", columns, rows, note)
 
 
@@ -212,17 +224,12 @@ def _f1(found: dict[str, Any] | None) -> Cell:
 def threshold_table(summary: Summary) -> Table:
     """The three thresholds, each with its F1 interval."""
     found = summary.findings
-    intervals = (found["headline"] or {}).get("f1", {})
-    rows: list[list[Cell]] = []
-    for kind in THRESHOLDS:
-        if found[kind]:
-            interval = intervals.get(kind)
-            ends = f"[{interval['low']:.3f}, {interval['high']:.3f}]" if interval else None
-            f1, *rates = _rates(found[kind])
-            rows.append([THRESHOLD_WORDS[kind], found[kind]["threshold"], f1, ends, *rates])
+    rows: list[list[Cell]] = [
+        [THRESHOLD_WORDS[kind], found[kind]["threshold"], *_judged(found[kind])] for kind in THRESHOLDS if found[kind]
+    ]
     note = "95 % bootstrap intervals over test windows, with the threshold as it is. The first one needs no labels. "
     note += "The best simple rule is taken by its F1 on the same test windows, which favours the rule."
-    columns = ["threshold", "value", "F1", "interval", "precision", "recall", "false alarms"]
+    columns = ["threshold", "value", *_JUDGED]
     return Table("Three thresholds", columns, rows, note)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from storage.disks import unwritten
 from storage.errors import StorageError
 
 Arrays = dict[str, np.ndarray]
@@ -37,7 +38,7 @@ def keep_residual(folder: Path, round_number: int, residual: Arrays, added_to: i
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(f"The residual cannot be written to {path}: {error.strerror}.") from error
+        raise unwritten(error, f"the residual was not kept at {path}") from error
     _forget(folder, {path, _file(folder, added_to)})
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.disks import append_whole, unwritten
 from storage.errors import StorageError
 
 FEDERATION, NUMBERS = "federation.json", "sites.jsonl"
@@ -59,14 +60,10 @@ def load_federation(run_folder: Path) -> FederationOfSites:
 def append_numbers(run_folder: Path, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add a round's rows, each with the site's partition, by one write; they are on the disk when this returns."""
     text = "".join(json.dumps({"round": number, **row}) + "\n" for row in rows)
-    descriptor = os.open(run_folder / NUMBERS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, text.encode())
-        os.fsync(descriptor)
+        append_whole(run_folder / NUMBERS, text.encode(), through=True)
     except OSError as error:
-        raise StorageError(f"Cannot write {run_folder / NUMBERS}: {error.strerror}.") from error
-    finally:
-        os.close(descriptor)
+        raise unwritten(error, f"the sites' numbers of round {number} were not kept in {run_folder}") from error
 
 
 def read_numbers(run_folder: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from storage.disks import unwritten
 from storage.errors import StorageError
 
 CARD = "card.json"
@@ -95,7 +96,7 @@ class NewStage:
 def new_stage(root: Path, name: str, key: str) -> Iterator[NewStage]:
     """Write a stage beside its final place and move it there in one rename; on any error nothing is left behind.
 
-    Raises StorageError when the disk is full or the folder cannot be written.
+    Raises DiskFull for want of room, StorageError where the folder cannot be written.
     """
     final = root / name / key
     with _told_as_storage_error(final):
@@ -136,17 +137,15 @@ def _commit(temporary: Path, final: Path, name: str, key: str, counts: dict[str,
 
 @contextmanager
 def _told_as_storage_error(final: Path) -> Iterator[None]:
-    full = f"The disk is full: nothing was kept of {final.parent.name}; free some space and run again."
+    kept = f"nothing was kept of {final.parent.name}"
     try:
         yield
     except pl.exceptions.PolarsError as error:
         # Polars tells the system's errors by their text only.
         if os.strerror(errno.ENOSPC) in str(error):
-            raise StorageError(full) from error
+            raise unwritten(OSError(errno.ENOSPC, ""), kept) from error
         raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageError(full) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise StorageError(f"Cannot write {final}: {os.strerror(error.errno)}; check its permissions.") from error
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise unwritten(error, f"{kept} in {final.parent}") from error
         raise

@@ -4,16 +4,22 @@ import random
 import re
 import tarfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from federated_jobs import LocalGrid
 from flwr.app import Message
 from flwr.app.error import Error
 
+from fl import client_app
+from fl.federation import save_job
+from fl.server_app import train_federation
 from fl.site_app import answer, site_app
 from flows.config import RunConfig
 from flows.site_member import SiteMember, SiteSettings
 from flows.site_rules import SiteRules, rules_of
+from storage.adapters import committed_rounds
 from storage.hdfs_generator import generate
 from storage.layout import Layout
 from storage.ledger import Ledger
@@ -81,6 +87,29 @@ def federation_of(rules: SiteRules, **nodes: int) -> FederationOfSites:
     """What the server knows; `nodes` are the sites' nodes by name, else 101, 102, ..."""
     known = {partition: nodes.get(name, 101 + partition) for partition, name in enumerate(NAMES)}
     return FederationOfSites(rules.text(), known, NAMES, rules.judged_rounds, join_seconds=0.0)
+
+
+def gathered_shares(homes: Path, folder: Path) -> Path:
+    """The shares that the sites made for themselves, each in its own home, in one folder as the simulation has them."""
+    folder.mkdir()
+    for name in NAMES:
+        [share] = (homes / name / "stages" / "site").glob("*/shares/*")
+        (folder / share.name).write_bytes(share.read_bytes())
+    return folder
+
+
+def undisturbed_rounds(rules: SiteRules, model: Path, homes: Path, folder: Path) -> dict[int, bytes]:
+    """The adapters' files that the same federation commits without sites, network and faults, by round."""
+    folder.mkdir()
+    job = replace(
+        rules.job("simulated", folder / "simulated"),
+        model_folder=model,
+        shares_folder=gathered_shares(homes, folder / "shares"),
+        device="cpu",
+    )
+    save_job(job)
+    train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
+    return {each.number: each.adapter.read_bytes() for each in committed_rounds(job.run_folder)}
 
 
 class SiteGrid:

@@ -132,6 +132,22 @@ def test_the_headline_sets_the_label_free_f1_against_the_best_rule(evaluation: E
     assert headline["verdict"] == expected
 
 
+def test_every_f1_that_is_told_has_the_interval_of_resampled_windows(evaluation: Evaluation) -> None:
+    windows, contents = _windows()
+    rows = np.flatnonzero(windows.split == "test")
+    labels, train = windows.label[rows], {c for c, s in zip(contents, windows.split, strict=True) if s == "train"}
+    found = evaluation.findings
+    told = {row["rule"]: (row, fit(row["rule"], train).flags([contents[i] for i in rows])) for row in found["rules"]}
+    for kind in ("label_free", "validated", "oracle"):
+        told[kind] = (found[kind], evaluation.window_scores[rows] > found[kind]["threshold"])
+    drawn = np.random.default_rng(5).integers(0, len(rows), (2000, len(rows)))
+    for name, (row, flags) in told.items():
+        bad, flagged = (part[drawn].astype(int) for part in (labels == 1, flags))
+        f1 = 2 * (bad * flagged).sum(1) / np.maximum((bad + flagged).sum(1), 1)
+        assert (row["f1_low"], row["f1_high"]) == pytest.approx(np.quantile(f1, [0.025, 0.975]), abs=0.03), name
+        assert row["f1_low"] <= row["f1"] <= row["f1_high"]
+
+
 def test_recall_by_kind_adds_up_to_the_recall(evaluation: Evaluation) -> None:
     findings = evaluation.findings
     kinds = findings["recall_by_kind"]

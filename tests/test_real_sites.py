@@ -17,7 +17,7 @@ from flwr.proto import appio_pb2, fleet_pb2, heartbeat_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from recording_proxy import RecordingProxy, Request
-from site_federations import NAMES, real_logs
+from site_federations import NAMES, gathered_shares, real_logs
 from site_processes import Programs, free_ports, left_over, places, wait_until
 
 from fl.adapter_files import read_adapter
@@ -103,11 +103,7 @@ def ran(hdfs_archive: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_the_sites_end_with_the_bytes_of_the_simulation(ran: Ran, tmp_path: Path) -> None:
-    shares = tmp_path / "shares"
-    shares.mkdir()
-    for name in NAMES:
-        [share] = (ran.prepared(name) / "shares").iterdir()
-        (shares / share.name).write_bytes(share.read_bytes())
+    shares = gathered_shares(ran.homes, tmp_path / "shares")
     job = replace(
         ran.rules.job("simulated", tmp_path / "simulated"), model_folder=ran.model, shares_folder=shares, device="cpu"
     )

@@ -298,7 +298,7 @@ def test_reports_of_before_tell_the_surprise_alone() -> None:
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_no_number_and_no_name_is_cut(width: int) -> None:
     found = _findings()
-    worst = {"f1": 0.875, "precision": 0.778, "recall": 1.0, "false_alarm_rate": 0.2435}
+    worst = {"f1": 0.875, "f1_low": 0.8, "f1_high": 1.0, "precision": 0.778, "recall": 1.0, "false_alarm_rate": 0.2435}
     found["rules"] = [{**rule, **worst} for rule in found["rules"]]
     kind = "Delete a block that no longer exists on data node or anywhere else"
     found["recall_by_kind"] = [{"kind": kind, "windows": 12_345, "recall": 0.125, "best_rule_recall": 0.875}]
@@ -306,7 +306,7 @@ def test_no_number_and_no_name_is_cut(width: int) -> None:
     assert "…" not in text
     for rule in found["rules"]:
         first, *_, last = f"rule: {rule['rule']}".split()
-        assert re.search(rf"{first} .*0\.875  0\.778  1\.000  24\.35 %", text)
+        assert re.search(rf"{first} .*0\.875  0\.80–1\.00  0\.778  1\.000  24\.35 %", text)
         assert last in text
     assert re.search(r"12,345  0\.125  0\.875", text)
 
@@ -377,11 +377,12 @@ def test_missed_anomalies_are_told_by_detector_by_kind_and_by_their_rarest_messa
 
 def test_the_rules_are_told_on_never_seen_and_balanced_windows_too() -> None:
     row = {"rule": "unseen sequence", "f1": 0.25, "precision": 0.5, "recall": 0.125, "false_alarm_rate": 0.01}
+    row |= {"f1_low": 0.104, "f1_high": 0.4}
     rows = [row | {"population": name} for name in ("all", "unseen", "balanced")]
     text = markdown_report(_summary(findings=_findings() | {"rules_by_population": rows}))
     told = text.split("### The simple rules on other windows")[1].split("###")[0]
     assert told.count("| rule: unseen sequence |") == 2
-    assert "| windows whose sequence training never saw | 0.250 | 0.500 | 0.125 | 1.00 % |" in told
+    assert "| windows whose sequence training never saw | 0.250 | 0.10–0.40 | 0.500 | 0.125 | 1.00 % |" in told
 
 
 def test_masks_in_a_markdown_text_are_no_emphasis_and_no_tags() -> None:

@@ -5,18 +5,14 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
-from federated_jobs import LocalGrid
-from site_federations import NAMES, simulated_logs
+from site_federations import NAMES, simulated_logs, undisturbed_rounds
 from site_processes import Place, Program, Programs, free_ports, left_over, places, wait_until
 
-from fl import client_app
-from fl.federation import save_job
-from fl.server_app import train_federation
 from flows.settings import run_config
 from flows.site_rules import SiteRules, federation_rules
 from storage.adapters import committed_rounds
@@ -168,19 +164,5 @@ def test_a_hundred_rounds_with_random_faults_lose_none_and_end_as_if_nothing_had
         late = [held[number] for number in held if number >= 90]
         print(who, [round(max(some) / 1e6) for some in (early, late)], "MB")
         assert max(late) < 1.1 * max(early), f"the memory of the {who} grows"
-    _ends_as_the_simulation(federation, tmp_path)
-
-
-def _ends_as_the_simulation(federation: Federation, folder: Path) -> None:
-    """The same federation without sites, network and faults commits the same bytes in each round."""
-    shares = folder / "shares"
-    shares.mkdir()
-    for name in NAMES:
-        [share] = (federation.folder / "homes" / name / "stages" / "site").glob("*/shares/*")
-        (shares / share.name).write_bytes(share.read_bytes())
-    job = federation.rules.job("simulated", folder / "simulated")
-    job = replace(job, model_folder=federation.model, shares_folder=shares, device="cpu")
-    save_job(job)
-    train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
-    simulated = {each.number: each.adapter.read_bytes() for each in committed_rounds(job.run_folder)}
-    assert federation.seen == simulated
+    homes = federation.folder / "homes"
+    assert federation.seen == undisturbed_rounds(federation.rules, federation.model, homes, tmp_path / "undisturbed")

@@ -1,0 +1,200 @@
+"""A link and its sites when a disk is full or a clock is wrong: they say so, wait, and end as if nothing had been."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from site_federations import NAMES, simulated_logs, undisturbed_rounds
+from site_processes import Program, Programs, free_ports, wait_until
+
+from flows.settings import run_config
+from flows.site_rules import SiteRules, federation_rules
+from storage.adapters import committed_rounds
+from storage.certificates import issue
+from storage.layout import Layout
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+
+ROUNDS = 4
+PRESET = "hdfs-2pct"
+SETTINGS = (f"rounds={ROUNDS}", "steps=1", "batch_size=4", "fraction=1.0", "rank=2", "seed=3", "scored_rounds=last")
+_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+"""Of Debian's package faketime."""
+
+
+@dataclass
+class Federation:
+    """A link and its sites on one machine."""
+
+    rules: SiteRules
+    model: Path
+    folder: Path
+    ports: list[int]
+    programs: Programs
+    logs: list[Path]
+    running: dict[str, Program] = field(default_factory=dict)
+
+    def home(self, name: str) -> Path:
+        return self.folder / "homes" / name
+
+    def start_link(self) -> None:
+        settings = [PRESET, f"model.name={self.model}", *SETTINGS, "--join-seconds", "30"]
+        self.running["link"] = self.programs.link(
+            self.home("link"), self.folder / "certs" / "link", self.ports, settings
+        )
+
+    def start_site(self, name: str) -> None:
+        log, certs = self.logs[NAMES.index(name)], self.folder / "certs" / "sites" / name
+        self.running[name] = self.programs.site(
+            self.home(name), log, certs, f"127.0.0.1:{self.ports[0]}", self.model, "--accept", self.rules.sha256
+        )
+
+    def rounds(self) -> int:
+        """The last round that is committed, -1 before the untrained adapter is."""
+        found = list((self.home("link") / "runs").glob("*/rounds"))
+        return len(committed_rounds(found[0].parent)) - 1 if found else -1
+
+    def wait(self, reached: Callable[[], bool]) -> None:
+        wait_until(reached, self.programs, 400)
+
+    def ends_as_if_nothing_had_been(self) -> None:
+        """Every command ends well, and every round has the bytes of a federation without sites and faults."""
+        self.wait(lambda: all(each.process.poll() is not None for each in self.running.values()))
+        said = {name: each.text[-2000:] for name, each in self.running.items()}
+        assert {name: each.process.returncode for name, each in self.running.items()} == dict.fromkeys(said, 0), said
+        [run] = (self.home("link") / "runs").iterdir()
+        committed = {each.number: each.adapter.read_bytes() for each in committed_rounds(run)}
+        undisturbed = undisturbed_rounds(self.rules, self.model, self.folder / "homes", self.folder / "undisturbed")
+        assert len(committed) == ROUNDS + 1
+        assert committed == undisturbed
+        for name in NAMES:
+            assert (self.home(name) / "sites" / name / "alerts.jsonl").is_file()
+
+
+@pytest.fixture
+def federation(tiny_model: Path, tmp_path: Path) -> Iterator[Federation]:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    issue(tmp_path / "certs", NAMES)
+    config = run_config(PRESET, [*SETTINGS, f"model.name={tiny_model}"])
+    rules = federation_rules(config, tmp_path / "certs" / "link", None, Layout(tmp_path / "rules"))[0]
+    programs = Programs(tmp_path)
+    try:
+        yield Federation(rules, tiny_model, tmp_path, free_ports(3), programs, simulated_logs(240, logs))
+    finally:
+        programs.end()
+
+
+@dataclass
+class SmallDisk:
+    """A disk of its own, small enough to fill."""
+
+    folder: Path
+
+    def fill(self) -> None:
+        """Leave not a byte free."""
+        with (self.folder / "filler").open("wb", buffering=0) as file:
+            for size in (1 << 20, 1 << 12, 1):
+                try:
+                    while True:
+                        file.write(bytes(size))
+                except OSError:
+                    continue
+
+    def free(self) -> None:
+        (self.folder / "filler").unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[Path], SmallDisk]]:
+    mounted: list[Path] = []
+
+    def at(folder: Path) -> SmallDisk:
+        folder.mkdir(parents=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(folder)], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"this user may mount no disk: {done.stderr.decode().strip()}")
+        mounted.append(folder)
+        return SmallDisk(folder)
+
+    yield at
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
+
+
+def test_a_site_with_a_full_disk_waits_for_room_and_sends_nothing_that_its_ledger_lacks(
+    federation: Federation, small_disk: Callable[[Path], SmallDisk]
+) -> None:
+    disk = small_disk(federation.home("north"))
+    federation.start_link()
+    for name in NAMES:
+        federation.start_site(name)
+    federation.wait(lambda: federation.rounds() >= 1)
+    disk.fill()
+    site, ledger = federation.running["north"], federation.home("north") / "sites" / "north" / "ledger.jsonl"
+    federation.wait(lambda: "The site waits for room." in site.text)
+    assert "disk is full" in site.text or "No space left" in site.text
+    before, rounds = ledger.read_bytes(), federation.rounds()
+    time.sleep(25)  # longer than the link waits for a silent site
+    assert before.endswith(b"\n")
+    assert ledger.read_bytes() == before
+    assert federation.rounds() == rounds
+    assert site.process.poll() is None
+    disk.free()
+    federation.ends_as_if_nothing_had_been()
+    assert site.text.count("The site waits for room.") == 1
+
+
+def test_a_link_with_a_full_disk_waits_for_room_and_loses_no_round(
+    federation: Federation, small_disk: Callable[[Path], SmallDisk]
+) -> None:
+    disk = small_disk(federation.home("link"))
+    federation.start_link()
+    for name in NAMES:
+        federation.start_site(name)
+    federation.wait(lambda: federation.rounds() >= 1)
+    disk.fill()
+    link = federation.running["link"]
+    federation.wait(lambda: "full" in link.text and "Trying again." in link.text)
+    rounds = federation.rounds()
+    assert rounds < ROUNDS
+    disk.free()
+    federation.ends_as_if_nothing_had_been()
+
+
+def test_a_site_with_a_wrong_clock_says_so_and_goes_on_once_it_is_set(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not _FAKETIME.is_file():
+        pytest.skip("Debian's package faketime is not installed")
+    clock = federation.folder / "clock"
+
+    def differs(by: timedelta) -> None:
+        new = clock.with_suffix(".new")
+        new.write_text(f"{by.total_seconds():+.0f}\n")
+        new.replace(clock)
+
+    differs(timedelta())
+    federation.start_link()
+    for name in NAMES[1:]:
+        federation.start_site(name)
+    with monkeypatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(_FAKETIME))
+        patch.setenv("FAKETIME_TIMESTAMP_FILE", str(clock))
+        patch.setenv("FAKETIME_NO_CACHE", "1")
+        patch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        federation.start_site(NAMES[0])
+    site = federation.running[NAMES[0]]
+    federation.wait(lambda: federation.rounds() >= 1)
+    differs(timedelta(hours=1))
+    federation.wait(lambda: "clocks of this machine and of the link differ" in site.text)
+    stayed = federation.rounds()
+    differs(timedelta())
+    federation.ends_as_if_nothing_had_been()
+    assert stayed < ROUNDS
