@@ -68,7 +68,13 @@ _TIMEOUT = 60.0
 _PATIENCE = 120.0
 """Seconds for which a call is tried again while the link cannot be reached."""
 _LONGEST_PAUSE = 5.0
-_CLOCKS = "The clocks of this machine and of the link differ too much (by more than some minutes): set the wrong one."
+_WORDS = {
+    "Invalid timestamp": "The clocks of this machine and of the link differ by over five minutes; set the wrong one.",
+    "Invalid node ID": "The link does not know this connection: it was started anew, or took the site for gone.",
+    "No SuperNode found with the given public key": "The link does not know this site's key; whoever runs it adds "
+    "the key by atalaia certs FOLDER --key NAME=FILE and starts the link again.",
+}
+"""What Flower's refusals mean, by how they begin."""
 
 
 class _AuditedFleet:
@@ -91,10 +97,10 @@ class _AuditedFleet:
                 return self._calls[name](request, timeout=_TIMEOUT)
             except grpc.RpcError as error:
                 code, details = error.code(), error.details() or ""
-                if details == "Invalid timestamp":
-                    raise LinkRefused(_CLOCKS) from error
                 if code not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                    raise LinkRefused(f"The link refuses {name}: {details.rstrip('.') or code.name}.") from error
+                    known = [words for start, words in _WORDS.items() if details.startswith(start)]
+                    told = known[0] if known else f"The link refuses {name}: {details.rstrip('.') or code.name}."
+                    raise LinkRefused(told) from error
                 if "handshake failed" in details.lower() or "certificate" in details.lower():
                     raise LinkRefused(f"The link's certificate is not of this federation: {details[:200]}.") from error
                 if time.monotonic() + pause > deadline or self.stopped.wait(pause):

@@ -113,9 +113,11 @@ def _serve(settings: SiteSettings, member: SiteMember, ledger: Ledger, authority
         except (LinkLost, LinkRefused) as error:
             if not was_there and (time.monotonic() > deadline or "certificate" in str(error)):
                 raise
-            if type(error).__name__ != said:
+            # How a link cannot be reached changes from try to try, and is no news.
+            kind = str(error) if isinstance(error, LinkRefused) else type(error).__name__
+            if kind != said:
                 tell(f"{error} Trying again.")
-                said = type(error).__name__
+                said = kind
             time.sleep(_RECONNECT_SECONDS)
         except BaseException:
             room.leaving = True
