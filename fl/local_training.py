@@ -15,6 +15,7 @@ from fl.hyperparameters import LocalTraining
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, build_tree, cut_packs, edge_slices
 from fl.tree_attention import choose_attention, hidden_states, logit_rows, output_head, tree_attention
+from fl.vocabulary import loss_and_gradient_
 
 Tell = Callable[[float, float | None, str], None]
 _BYTES_PER_STATE, _BYTES_PER_HALF_STATE = 70, 55
@@ -132,23 +133,18 @@ def _backward(model: Any, pack: Pack, predicted: int) -> float:  # noqa: ANN401
     # Through a whole tied head (full fine-tuning) the weight gathers its gradient slice by slice as well.
     loss = 0.0
     for sources, edges, rows in edge_slices(pack, logit_rows(hidden.device)):
-        part = _weighted_loss(
-            head(ends[_on(hidden, sources)]),
+        logits = head(ends[_on(hidden, sources)])
+        part, gradient = loss_and_gradient_(
+            logits.detach(),  # nothing needs them any more: the head's own gradient is of its input and weights
             _on(hidden, rows),
             _on(hidden, pack.edge_target[edges]),
             _on(hidden, pack.edge_weights[edges] / predicted).float(),
         )
-        part.backward()
-        loss += float(part.detach())
+        logits.backward(gradient)
+        loss += float(part)
     if ends.grad is not None:
         hidden.backward(ends.grad)
     return loss
-
-
-def _weighted_loss(logits: Tensor, rows: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    logits = logits.float()
-    surprise = torch.logsumexp(logits, dim=-1)[rows] - logits[rows, targets]
-    return (surprise * weights).sum()
 
 
 def _on(like: Tensor, array: np.ndarray) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from fl.errors import DeviceError, ModelError
+from fl.host_memory import keep_freed_memory
 from fl.tree_attention import choose_attention
 
 # Where mlflow is not installed, a folder of that name would still be found and switch transformers' integration on.
@@ -165,6 +166,8 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
         raise ModelError(f"{path} holds no model (no config.json); prepare it first.")
     where, dtype, reasons = _place(device)
     chosen = _quantization(quantization, where, reasons)
+    if where == "cpu":
+        keep_freed_memory()
     with quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(

@@ -16,6 +16,7 @@ from fl.errors import ScoreError
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs, edge_slices
 from fl.tree_attention import float_logits, hidden_states, logit_rows, output_head, tree_attention
+from fl.vocabulary import best_tokens, log_sum_exp_
 
 Tell = Callable[[float, float | None, str], None]
 KS = (1, 3, 5, 10)
@@ -100,8 +101,8 @@ def _score_pack(
         logits = float_logits(head, hidden[torch.from_numpy(sources).to(hidden.device)])
         true = logits[rows, target]
         rank = _ranks(logits, rows, true)
-        log = true - torch.logsumexp(logits, dim=-1)[rows]
-        best = logits.topk(top, dim=-1).indices[rows]
+        best = best_tokens(logits, top)[rows]
+        log = true - log_sum_exp_(logits)[0][rows]
         yield pack.edges[edges], rank.cpu().numpy(), log.cpu().numpy(), best.cpu().numpy()
 
 
