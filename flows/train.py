@@ -10,9 +10,9 @@ from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
-from fl.adapter import Tuning
 from fl.errors import FederationError
 from fl.federation import tuning_from
+from fl.hyperparameters import Tuning
 from flows.config import RunConfig
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import ConfigError

@@ -128,6 +128,14 @@ def test_help_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("flow", ["experiment", "detect", "sweep"])
+def test_a_flow_whose_stages_are_all_reused_loads_no_library_of_training(flow: str) -> None:
+    heavy = {"torch", "mlflow", "transformers", "flwr", "ray", "sklearn", "matplotlib", "pandas"}
+    code = f"import sys; import flows.{flow}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_valid_run_and_lists_only_what_differs(preset: str) -> None:
     config = run_config(preset, [])
