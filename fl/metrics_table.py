@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fl.anomaly_scores import SURPRISE_SCORES, anomaly_score
 from fl.calibration import ThresholdRule, calibrated_threshold
 from fl.errors import ScoreError
-from fl.scoring import anomaly_score
 from fl.thresholds import Detection, Ranking, balanced_sample, rank_counts
 
 Row = dict[str, Any]
 Columns = Mapping[str, npt.NDArray[Any]]
 Rows = npt.NDArray[np.int64]
-SURPRISES = ("mean_token", "max_token", "mean_message", "max_message")
 POPULATIONS = ("all", "unseen", "balanced")
 UNKNOWN = -1
 METRIC_TYPES: dict[str, type] = {
@@ -90,7 +89,7 @@ class Windows:
 def score_names(columns: Columns) -> list[tuple[str, int | None]]:
     """The scores that these columns can give, as (name, K); the default one first."""
     ks = sorted(int(name[4:]) for name in columns if name.startswith("top_"))
-    names: list[tuple[str, int | None]] = [(name, None) for name in SURPRISES if name in columns]
+    names: list[tuple[str, int | None]] = [(name, None) for name in SURPRISE_SCORES if name in columns]
     names += [("top_k", k) for k in ks]
     return names + [("unaligned", k) for k in ks if f"unaligned_{k}" in columns]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from fl.anomaly_scores import SCORE_NAMES, SURPRISE_SCORES
 from fl.errors import ScoreError
 from fl.metrics_table import Row
-from fl.scoring import SCORE_NAMES, SURPRISE_SCORES
 
 DEFAULT_SCORE = "mean_token"
 FEWEST_ANOMALIES = 20

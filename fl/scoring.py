@@ -5,14 +5,13 @@ code makes four a window). The last token asked for is the end token, so a windo
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fl.errors import ScoreError
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs, edge_slices
 from fl.tree_attention import float_logits, hidden_states, logit_rows, output_head, tree_attention
@@ -20,8 +19,6 @@ from fl.vocabulary import best_tokens, log_sum_exp_
 
 Tell = Callable[[float, float | None, str], None]
 KS = (1, 3, 5, 10)
-SURPRISE_SCORES = ("mean_token", "max_token", "mean_message", "max_message")
-SCORE_NAMES = ("top_k", "unaligned", *SURPRISE_SCORES)
 _SMALLEST_PACK, _LARGEST_PACK = 4096, 8192
 """Tokens in a pack: large packs repeat few stems (4 % at 8,192 on HDFS), small ones tell of progress more often."""
 
@@ -191,15 +188,3 @@ def message_surprise(surprise: np.ndarray, starts: np.ndarray) -> np.ndarray:
     bounds = np.maximum(np.asarray(starts, np.int64) - 1, 0)
     bounds[0] = 0
     return np.add.reduceat(surprise, np.append(bounds, len(surprise) - 1))
-
-
-def anomaly_score(columns: Mapping[str, np.ndarray], name: str, k: int | None = None) -> np.ndarray:
-    """A score that is higher the more anomalous a window is: a surprise as it is, an accuracy as 1 - accuracy.
-
-    Raises ScoreError for a name or K that the columns do not have.
-    """
-    column = {"top_k": f"top_{k}", "unaligned": f"unaligned_{k}"}.get(name, name)
-    if column not in columns or name not in SCORE_NAMES:
-        raise ScoreError(f"No score {name!r} with k={k}; scores are {', '.join(SCORE_NAMES)}.")
-    values = np.asarray(columns[column], np.float64)
-    return values if name in SURPRISE_SCORES else 1.0 - values

@@ -115,11 +115,11 @@ class Judge:
         if not missing:
             return
         model, loaded = self.model
-        scoring, k = learning("scoring"), self.facts["k"]
+        k = self.facts["k"]
         ids = [tokens.ids for tokens in missing.values()]
         starts = [tokens.starts for tokens in missing.values()]
-        columns = scoring.score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress)
-        scores = scoring.anomaly_score(columns, self.facts["score"], k)
+        columns = learning("scoring").score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress)
+        scores = learning("anomaly_scores").anomaly_score(columns, self.facts["score"], k)
         self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
         self.computed += len(missing)
 

@@ -103,7 +103,7 @@ def _untouched(version: Version, facts: Facts, windows: pl.DataFrame, ours: Cand
 def _judged(
     called: str, adapter: CommittedRound, facts: Facts, windows: pl.DataFrame, tokenized: Stage, threshold: float
 ) -> Candidate:
-    from fl.scoring import anomaly_score
+    from fl.anomaly_scores import anomaly_score
 
     columns = _scores(called, adapter, facts, windows, tokenized)
     scores = anomaly_score({name: columns[name].to_numpy() for name in columns.columns}, facts["score"], facts["k"])

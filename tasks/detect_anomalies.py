@@ -192,7 +192,8 @@ class _Detection:
 
 def score_file(facts: dict[str, Any], layout: Layout) -> Path:
     """Where a detector's scores of windows lie: apart for every model, adapter, score and scoring source."""
-    how = [facts["model"], facts["tuning"], facts["score"], facts["k"], source_hash(["fl.scoring", "fl.adapter"])]
+    code = source_hash(["fl.scoring", "fl.anomaly_scores", "fl.adapter"])
+    how = [facts["model"], facts["tuning"], facts["score"], facts["k"], code]
     name = hashlib.sha256(repr(how).encode()).hexdigest()[:16]
     adapter = facts.get("adapter_hash") or "untouched"
     return layout.scores / f"detect-{name}" / f"{adapter}.parquet"

@@ -74,8 +74,9 @@ def judge_windows(
     progress: Progress = silent,
 ) -> Judged:
     """Score each distinct sequence of the calibration and held-out windows once, and take the threshold."""
+    from fl.anomaly_scores import anomaly_score
     from fl.calibration import calibrated_threshold
-    from fl.scoring import anomaly_score, score_sequences
+    from fl.scoring import score_sequences
 
     started = time.monotonic()
     table, sequences = _judged_windows(windows)

@@ -128,7 +128,7 @@ def test_help_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("flow", ["experiment", "detect", "sweep"])
+@pytest.mark.parametrize("flow", ["experiment", "nightly", "detect", "sweep"])
 def test_a_flow_whose_stages_are_all_reused_loads_no_library_of_training(flow: str) -> None:
     heavy = {"torch", "mlflow", "transformers", "flwr", "ray", "sklearn", "matplotlib", "pandas"}
     code = f"import sys; import flows.{flow}; print(sorted({heavy} & set(sys.modules)))"

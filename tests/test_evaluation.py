@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 from sklearn import metrics
 
+from fl.anomaly_scores import anomaly_score
 from fl.baselines import RULES, fit
 from fl.calibration import tail_threshold
 from fl.errors import ScoreError
 from fl.evaluation import Evaluation, evaluate, most_anomalous
 from fl.metrics_table import METRIC_TYPES, Windows, score_names
 from fl.rule_comparison import RULE_TYPES
-from fl.scoring import anomaly_score
 
 SPLITS = ("train", "calibration", "validation", "test")
 NORMAL = [(0, 1, 2), (0, 1, 1, 2), (0, 2, 1), (0, 1, 2, 2)]

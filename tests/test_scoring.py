@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from fl.anomaly_scores import anomaly_score
 from fl.errors import ScoreError
 from fl.model import LoadedModel, load_model
-from fl.scoring import anomaly_score, message_surprise, score_sequences, score_tokens
+from fl.scoring import message_surprise, score_sequences, score_tokens
 
 
 @pytest.fixture(scope="module")
