@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from fl.errors import ModelError
+from fl.host_memory import give_back_freed_memory
 from fl.hyperparameters import Tuning
 
 Shapes = dict[str, tuple[int, ...]]
@@ -215,6 +216,7 @@ def _timed(run: Callable[[int], object], sample: int, cuda: str | None) -> float
 
 
 def _forget_process_peak() -> None:
+    give_back_freed_memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -18,9 +18,6 @@ from storage.ledger import Ledger
 from storage.log_inputs import find_logs, first_lines
 
 if TYPE_CHECKING:
-    from flwr.app import Message
-    from flwr.clientapp import ClientApp
-
     from fl.node import Node
     from fl.site_app import Answer
 
@@ -166,9 +163,9 @@ def _answer_all(node: "Node", node_id: int, member: SiteMember, ledger: Ledger, 
 
 
 def _answer(
-    message: "Message",
+    message: Any,  # noqa: ANN401
     node_id: int,
-    client: "ClientApp",
+    client: Any,  # noqa: ANN401
     member: SiteMember,
     ledger: Ledger,
     room: _Room,
