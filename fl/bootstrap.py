@@ -29,11 +29,11 @@ def f1_interval(found: Detection, samples: int = 2000, level: float = 0.95, seed
     return _interval(_f1_of(drawn, 0), _f1_of(observed, 0), level)
 
 
-def f1_ends(found: Detection | None, seed: int = 0) -> dict[str, float | None]:
+def f1_ends(found: Detection | None) -> dict[str, float | None]:
     """The ends of the 95 % interval of an F1 as columns of a table; none where there is no F1."""
     if found is None or not found.tp + found.fn:
         return dict.fromkeys(ENDS)
-    interval = f1_interval(found, seed=seed)
+    interval = f1_interval(found)
     return dict(zip(ENDS, (interval.low, interval.high), strict=True))
 
 

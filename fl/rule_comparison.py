@@ -35,7 +35,7 @@ class RuleJudge:
         """One row a population and rule, on the test split; no rates where labels are missing."""
         windows = self._windows
         return [
-            {"rule": name, "population": population, **_rates(found), **f1_ends(found, seed)}
+            {"rule": name, "population": population, **_rates(found), **f1_ends(found)}
             for population in ("all", "unseen", "balanced")
             if (rows := windows.population(population, "test", seed)).size
             for name, flagged in flags.items()

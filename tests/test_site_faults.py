@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,11 +77,14 @@ class Federation:
     def home(self, name: str) -> Path:
         return self.folder / "homes" / name
 
-    def start_link(self) -> None:
+    def start(self, names: Sequence[str]) -> None:
+        """Start the link and these sites."""
         settings = [PRESET, f"model.name={self.model}", *SETTINGS, "--join-seconds", "30"]
         self.running["link"] = self.programs.link(
             self.home("link"), self.folder / "certs" / "link", self.ports, settings
         )
+        for name in names:
+            self.start_site(name)
 
     def start_site(self, name: str) -> None:
         log, certs = self.logs[NAMES.index(name)], self.folder / "certs" / "sites" / name
@@ -168,9 +171,7 @@ def test_a_site_with_a_full_disk_waits_for_room_and_sends_nothing_that_its_ledge
     federation: Federation, small_disk: Callable[[Path], SmallDisk]
 ) -> None:
     disk = small_disk(federation.home("north"))
-    federation.start_link()
-    for name in NAMES:
-        federation.start_site(name)
+    federation.start(NAMES)
     federation.wait(lambda: federation.rounds() >= 1)
     disk.fill()
     site, ledger = federation.running["north"], federation.home("north") / "sites" / "north" / "ledger.jsonl"
@@ -191,9 +192,7 @@ def test_a_link_with_a_full_disk_waits_for_room_and_loses_no_round(
     federation: Federation, small_disk: Callable[[Path], SmallDisk]
 ) -> None:
     disk = small_disk(federation.home("link"))
-    federation.start_link()
-    for name in NAMES:
-        federation.start_site(name)
+    federation.start(NAMES)
     federation.wait(lambda: federation.rounds() >= 1)
     disk.fill()
     link = federation.running["link"]
@@ -220,9 +219,7 @@ def test_a_site_with_a_wrong_clock_says_so_and_goes_on_once_it_is_set(
         new.replace(clock)
 
     differs(0)
-    federation.start_link()
-    for name in NAMES[1:]:
-        federation.start_site(name)
+    federation.start(NAMES[1:])
     with monkeypatch.context() as patch:
         patch.setenv("LD_PRELOAD", str(library))
         patch.setenv("SECONDS_AHEAD", str(clock))
