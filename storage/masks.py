@@ -116,6 +116,8 @@ def mask_log(
             return rows + np.uint32(first), masker.masked(data, rows)
 
         for lines, texts in work_on_chunks(raw, work, progress=progress):
+            if texts.is_empty():
+                continue
             writer.add(pl.DataFrame({"line_number": lines, "message_id": messages.ids(texts)}, schema=schema))
     table = messages.table()
     write_table(table, into / "messages.parquet")

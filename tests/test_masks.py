@@ -137,7 +137,12 @@ def test_own_rules_are_applied_in_order_with_groups_and_lookbehind(tmp_path: Pat
     assert _masked(raw, _PLAIN, rules) == ["user=<name> took <number> ms"] * 2
 
 
-def test_only_lines_that_are_in_a_window_are_masked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk_bytes", [4, raw_lines.CHUNK_BYTES])
+def test_only_lines_that_are_in_a_window_are_masked(
+    chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whole chunks, no line may be in one."""
+    monkeypatch.setattr(raw_lines, "CHUNK_BYTES", chunk_bytes)
     raw = tmp_path / "plain.log"
     raw.write_text("id=1 a\nnobody\nid=2 b\nid=1 c\n")
     spec = _PLAIN.model_copy(update={"window": WindowRule(kind="session", key=r"id=\d")})
