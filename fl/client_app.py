@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -95,7 +96,7 @@ def first_adapter(message: Message, context: Context) -> Message:
     torch.set_num_threads(site.threads)
     _model.cache_clear()
     tuning = _tuning(config)
-    loaded, model, _ = _model(site.model_folder, site.device, *_model_config(config))
+    loaded, model, _ = _ready_model(site, config)
     if tuning.kind == "sb" and tuning.bases == "gradient":
         set_gradient_bases(model, loaded, read_share(site), _training(config), int(config["seed"]))
     return Message(RecordDict({"arrays": _record(adapter_arrays(model))}), reply_to=message)
@@ -107,7 +108,7 @@ def train(message: Message, context: Context) -> Message:
     site, config = site_of(context), dict(message.content["config"])
     torch.set_num_threads(site.threads)
     tuning, number = _tuning(config), int(config["round"])
-    loaded, model, first = _model(site.model_folder, site.device, *_model_config(config))
+    loaded, model, first = _ready_model(site, config)
     sent = message.content["arrays"]
     received = {name: claimed_array(array, name, ("float32", "uint8")) for name, array in sent.items()}
     start = unpack_adapter(received, first, _codec(config, "downlink"))
@@ -187,7 +188,7 @@ def _packed(site: Site, config: dict[str, Any], trained: Arrays, start: Arrays) 
 def model_with(site: Site, config: dict[str, Any], adapter: Arrays) -> tuple[LoadedModel, torch.nn.Module]:
     """The base model, and the same with an adapter in place, as a round's configuration asks for it."""
     torch.set_num_threads(site.threads)
-    loaded, model, _ = _model(site.model_folder, site.device, *_model_config(config))
+    loaded, model, _ = _ready_model(site, config)
     load_adapter_arrays(model, adapter)
     return loaded, model
 
@@ -235,6 +236,15 @@ def _codec(config: dict[str, Any], way: str) -> Codec:
 def _model_config(config: dict[str, Any]) -> tuple[str, Tuning, int, bool]:
     is_coded = _codec(config, "downlink").name != "none"
     return str(config["quantization"]), _tuning(config), int(config["seed"]), is_coded
+
+
+def _ready_model(site: Site, config: dict[str, Any]) -> tuple[LoadedModel, torch.nn.Module, Arrays]:
+    """The model that a message's configuration asks for; loading it is told to a server on the same machine."""
+    loadings, began = _model.cache_info().misses, time.monotonic()
+    ready = _model(site.model_folder, site.device, *_model_config(config))
+    if site.run_folder is not None and _model.cache_info().misses > loadings:
+        append_event(site.run_folder, "loaded", seconds=time.monotonic() - began)
+    return ready
 
 
 @lru_cache(maxsize=1)

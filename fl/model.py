@@ -196,6 +196,12 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
     )
 
 
+def import_libraries() -> None:
+    """Import what loading a model and attaching an adapter take, which is seconds, without doing either."""
+    importlib.import_module("transformers.modeling_utils")
+    importlib.import_module("peft")
+
+
 def end_token_id(folder: Path) -> int:
     """The id of the token that ends a text, as the model's configuration names it."""
     named = json.loads((folder / "config.json").read_text()).get("eos_token_id")

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -164,8 +165,11 @@ def _start_ray(arguments: dict[str, Any]) -> None:
 
 def _usual_client(message: "Message", context: "Context") -> "Message":
     """What Flower calls in Ray's worker; torch and all that a client needs are imported there, and only there."""
+    is_first, began = "fl.client_app" not in sys.modules, time.monotonic()
     from fl.client_app import app
 
+    if is_first:
+        append_event(Path(os.environ["ATALAIA_RUN_FOLDER"]), "loaded", seconds=time.monotonic() - began)
     return app(message, context)
 
 

@@ -1,18 +1,20 @@
 """Flow: the whole experiment, from a raw log to a registered detector."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from prefect import flow
 
+from flows.ahead import ready_meanwhile
 from flows.config import RunConfig
 from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import command_of
 from flows.timing import Stopwatch, timing
-from flows.train import run_id_of, starting_adapter, train_where_possible
+from flows.train import run_id_of, starting_adapter, train_where_possible, trained_at_rest
 from storage.datasets import resolve
 from storage.executions import record_execution
+from storage.layout import current
 from storage.runs import hardware, now, read_record, record_run, record_version, versions
 from storage.stages import Stage
 from storage.summaries import RunFacts
@@ -39,7 +41,9 @@ def experiment(config: RunConfig, start_from: str | None = None) -> str:
         start = starting_adapter(config, prepared, start_from)
         run_id = run_id_of(config, prepared, start)
         with _recorded(config, run_id, start, watch) as facts:
-            trained = train_where_possible(config, prepared, run_id, start)
+            is_trained = trained_at_rest(config, prepared, start)
+            with nullcontext() if is_trained else ready_meanwhile(current()):
+                trained = train_where_possible(config, prepared, run_id, start)
             judged = judge(config, prepared, trained)
             written, figures = report(config, prepared, trained, judged, facts)
             register(config, prepared, trained, judged, written, figures, facts)

@@ -76,6 +76,11 @@ def train_where_possible(config: RunConfig, prepared: Prepared, run_id: str, sta
     return train_adapters(config, prepared, run_id, start)
 
 
+def trained_at_rest(config: RunConfig, prepared: Prepared, start: Stage | None = None) -> bool:
+    """Whether the adapters of all rounds are there already."""
+    return train_federation.at_rest(**_decisive(config, prepared, start), run_id="")
+
+
 def online(pool: str) -> bool:
     """Whether a worker of the work pool is online."""
     with get_client(sync_client=True) as client:

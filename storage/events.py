@@ -3,6 +3,7 @@
 started     rounds, committed: how many rounds are wanted, and how many were there before
 round       round, clients (partition ids drawn), learning_rate
 client      round, partition, done, total: steps of one client, told by itself
+loaded      seconds: a worker has imported libraries, or has put the model into memory
 committed   the row of round.parquet, and `of`: the rounds wanted
 finished    rounds
 error       message: one line

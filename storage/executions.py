@@ -1,6 +1,7 @@
 """How long each execution of a run took, stage by stage, and how much of that was the work itself.
 
-Orchestration is the rest: Prefect, the start and end of Ray, MLflow, imports, loading the model in the training job.
+Work includes what the same work takes in a process of its own: importing torch and loading the model. Orchestration is
+the rest: Prefect, the start and end of Ray, Flower's messages, MLflow, the start of the command.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ EXECUTION_SCHEMA: dict[str, pl.DataType] = {
     "overhead_seconds": pl.Float64(),
 }
 """One row a stage and execution. began: ISO 8601, UTC; state: ran, cached or failed; work_seconds: within the
-stage's own function, of training what the clients report, of tracking none; overhead_seconds: the others."""
+stage's own function, of training what the clients report with their loading of the model, of tracking none;
+overhead_seconds: the others."""
 
 
 @dataclass(frozen=True)

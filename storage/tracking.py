@@ -34,8 +34,18 @@ def store_identity(layout: Layout | None = None) -> str:
         return uri
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.is_file():
-        _experiment_id(tracking_client(layout), layout)
+        open_store(layout)
     return f"{uri} {path.stat().st_ino}"
+
+
+def open_store(layout: Layout | None = None) -> None:
+    """Make the store and its experiment where there are none; takes seconds, as importing MLflow does.
+
+    A store behind a server is not asked: that waits long where the server is down.
+    """
+    client = tracking_client(layout)
+    if not tracking_uri(layout).startswith("http"):
+        _experiment_id(client, layout)
 
 
 def log_run(

@@ -79,9 +79,16 @@ class StageTask(Generic[P]):
         inputs = list(bound.arguments.items())[1:]
         return stage_key(self.name, self.modules, {k: v for k, v in inputs if k not in self._unkeyed})
 
+    def at_rest(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Whether a call with these arguments would find the stage and not compute it."""
+        return self._is_at_rest(self.key(*args, **kwargs))
+
+    def _is_at_rest(self, key: str) -> bool:
+        return load_stage(current().stages, self.name, key) is not None and not _told_to_renew()
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stage:
         key = self.key(*args, **kwargs)
-        reused = load_stage(current().stages, self.name, key) is not None and not _told_to_renew()
+        reused = self._is_at_rest(key)
         announce(StageEvent(self.name, "started"))
         try:
             # A recorded result whose files are missing or damaged is a miss: the task runs and writes over it.

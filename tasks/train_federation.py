@@ -75,11 +75,11 @@ def train_federation(
         from fl.server_app import commit_untouched
 
         commit_untouched(job, read_adapter(start.file(ADAPTER)))
-    _run_job(folder, progress_of("train"))
+    loading_seconds = _run_job(folder, progress_of("train"))
     shutil.copytree(folder / "rounds", new.path / "rounds", copy_function=_link)
     new.counts |= _counts(folder)
     fresh = [found.folder for found in committed_rounds(folder)[before:]]
-    new.work_seconds = training_seconds(fresh, job.concurrent_clients)
+    new.work_seconds = training_seconds(fresh, job.concurrent_clients) + loading_seconds / job.concurrent_clients
 
 
 def _link(source: str, target: str) -> None:
@@ -95,8 +95,11 @@ def _counts(folder: Path) -> dict[str, Any]:
     return {"rounds": len(rounds) - 1, "adapter_hashes": [found.adapter_hash for found in rounds]}
 
 
-def _run_job(folder: Path, progress: Progress) -> None:
-    """Run a run folder's job to its end. Raises JobDied or LostClients where a retry can help, else FederationError."""
+def _run_job(folder: Path, progress: Progress) -> float:
+    """Run a run folder's job to its end; the seconds that its workers spent loading, together.
+
+    Raises JobDied or LostClients where a retry can help, else FederationError.
+    """
     _, offset = read_events(folder)
     with _child(folder) as process:
         state = _JobState()
@@ -108,7 +111,9 @@ def _run_job(folder: Path, progress: Progress) -> None:
             if events:
                 progress(*state.done_total_note())
     if process.returncode == 0:
-        return
+        for event in read_events(folder, offset)[0]:
+            state.take(event)
+        return state.loading_seconds
     raise _failure(folder, process.returncode)
 
 
@@ -160,6 +165,7 @@ class _JobState:
         self._clients: list[int] = []
         self._fractions: dict[int, float] = {}
         self._loss: float | None = None
+        self.loading_seconds = 0.0
 
     def take(self, event: dict[str, Any]) -> None:
         match event["event"]:
@@ -170,6 +176,8 @@ class _JobState:
             case "client":
                 total = event.get("total") or 1
                 self._fractions[event["partition"]] = min(1.0, event["done"] / total)
+            case "loaded":
+                self.loading_seconds += event["seconds"]
             case "committed":
                 self._fractions = dict.fromkeys(self._clients, 1.0)
                 self._loss = event.get("loss")

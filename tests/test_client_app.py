@@ -92,3 +92,12 @@ def test_a_client_on_the_servers_machine_tells_each_step(
     train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
     steps = [event for event in read_events(job.run_folder)[0] if event["event"] == "client"]
     assert [event["done"] for event in steps] == [1, 2, 3] * 2
+
+
+def test_the_model_is_loaded_once_for_all_clients_and_rounds(
+    tmp_path: Path, tiny_model: Path, shares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(tmp_path / "run", tiny_model, shares, rounds=2)
+    monkeypatch.setenv("ATALAIA_RUN_FOLDER", str(job.run_folder))
+    train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
+    assert len([event for event in read_events(job.run_folder)[0] if event["event"] == "loaded"]) == 1

@@ -11,6 +11,7 @@ from prefect_session import endings, home, prefect_api
 
 from flows.cli import RUN
 from flows.config import RunConfig
+from storage.events import read_events
 from storage.layout import Layout
 from storage.runs import list_runs
 
@@ -48,9 +49,13 @@ def _config(model: Path, **parts: Any) -> RunConfig:  # noqa: ANN401
     return RunConfig.model_validate({"preset": "demo", **small, **parts})
 
 
-def test_a_second_run_reuses_every_stage(finished: tuple[RunConfig, str, Path], endings: list[tuple[str, str]]) -> None:
+def test_a_second_run_reuses_every_stage(
+    finished: tuple[RunConfig, str, Path], endings: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flows.experiment import experiment
 
+    # A run that trains nothing has nothing to make ready beside it, and loads neither MLflow nor torch.
+    monkeypatch.setattr("flows.experiment.ready_meanwhile", None)
     assert experiment(finished[0]) == finished[1]
     assert endings == [(stage, "cached") for stage in RUN]
 
@@ -63,7 +68,11 @@ def test_each_execution_is_recorded_with_its_work_and_its_overhead(finished: tup
     rows = {row["stage"]: row for row in ran if row["stage"] in RUN}
     assert set(rows) == set(RUN)
     trained = query("SELECT sum(seconds) AS s FROM clients", layout)["s"].item()
-    assert rows["train"]["work_seconds"] == pytest.approx(trained, abs=1e-3)
+    told = read_events(layout.run(finished[1]))[0]
+    loaded = [event["seconds"] for event in told if event["event"] == "loaded"]
+    # Its worker imports what a client needs, and puts the model into memory.
+    assert len(loaded) == 2 and min(loaded) > 0
+    assert rows["train"]["work_seconds"] == pytest.approx(trained + sum(loaded), abs=1e-3)
     assert rows["train"]["overhead_seconds"] > 0
     assert rows["register"]["work_seconds"] == 0
 
