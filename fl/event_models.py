@@ -220,7 +220,7 @@ class LogBert(EventModel):
         """Set the centre to the mean vector of the windows, or of a sample of them."""
         sample = generator.permutation(len(windows))[: self.SAMPLE]
         total = torch.zeros(len(self.centre), dtype=torch.float64)
-        for part in _parts([windows[i] for i in sample]):
+        for part in even_parts([windows[i] for i in sample], self.LONGEST, _ROWS):
             rows = padded([windows[i] for i in sample[part]], self.LONGEST)
             hidden = masked(rows, self.MASKED, generator)
             total += self(torch.from_numpy(np.where(hidden, MASK, rows)))[:, 0].double().sum(dim=0)
@@ -229,7 +229,8 @@ class LogBert(EventModel):
     @torch.no_grad()
     def scores(self, windows: Sequence[Events], seed: int) -> dict[str, Floats]:
         """Means over `DRAWS` seeded draws of masked events."""
-        return mean_over_draws(self.kinds, windows, _parts(windows), self.DRAWS, seed, self._scored)
+        parts = even_parts(windows, self.LONGEST, _ROWS)
+        return mean_over_draws(self.kinds, windows, parts, self.DRAWS, seed, self._scored)
 
     def _scored(self, windows: Sequence[Events], generator: np.random.Generator) -> dict[str, Floats]:
         rows = padded(windows, self.LONGEST)
@@ -264,11 +265,11 @@ def mean_over_draws(
     return found
 
 
-def _parts(windows: Sequence[Events]) -> list[npt.NDArray[np.int64]]:
-    """The windows in batches of like lengths, about `_ROWS` events each."""
+def even_parts(windows: Sequence[Events], longest: int, most: int) -> list[npt.NDArray[np.int64]]:
+    """The numbers of the windows in batches of like lengths, about `most` events each, of windows cut at `longest`."""
     order = np.argsort([len(window) for window in windows], kind="stable")
-    lengths = np.array([min(len(windows[i]), LogBert.LONGEST) for i in order])
-    return np.split(order, np.flatnonzero(np.diff(np.cumsum(lengths) // _ROWS)) + 1)
+    lengths = np.array([min(len(windows[i]), longest) for i in order])
+    return np.split(order, np.flatnonzero(np.diff(np.cumsum(lengths) // most)) + 1)
 
 
 def _sinusoids(length: int, width: int) -> Tensor:

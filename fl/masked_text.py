@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fl.errors import ModelError
-from fl.event_models import EventModel, Floats, ScoreKind, mean_over_draws
+from fl.event_models import EventModel, Floats, ScoreKind, even_parts, mean_over_draws
 from fl.event_windows import Events
 from fl.model import quiet_transformers
 
@@ -104,7 +104,8 @@ class LogFit(EventModel):
     @torch.no_grad()
     def scores(self, windows: Sequence[Events], seed: int) -> dict[str, Floats]:
         """Means over `DRAWS` seeded draws of masked tokens."""
-        return mean_over_draws(self.kinds, windows, _parts(windows), self.DRAWS, seed, self._outside)
+        parts = even_parts(windows, _LONGEST, _TOKENS)
+        return mean_over_draws(self.kinds, windows, parts, self.DRAWS, seed, self._outside)
 
     def _outside(self, windows: Sequence[Events], generator: np.random.Generator) -> dict[str, Floats]:
         """For each K, the share of a window's masked tokens that are not among the K most probable."""
@@ -155,10 +156,3 @@ def _with_adapters(folder: Path, rank: int) -> Any:  # noqa: ANN401 (a PEFT mode
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's own use of names that transformers renames
         return get_peft_model(base, config)
-
-
-def _parts(windows: Sequence[Events]) -> list[npt.NDArray[np.int64]]:
-    """The windows in batches of like lengths, about `_TOKENS` tokens each."""
-    order = np.argsort([len(window) for window in windows], kind="stable")
-    lengths = np.array([len(windows[i]) for i in order])
-    return np.split(order, np.flatnonzero(np.diff(np.cumsum(lengths) // _TOKENS)) + 1)

@@ -72,7 +72,7 @@ def site(
 
     outcome = run_site(settings, layout, agree, _tell)
     sent = f"{outcome.bytes_sent / 1e6:.2f} MB sent in all"
-    print(f"Done: {outcome.rounds} rounds; {outcome.alerts:,} alerts in {outcome.output}; {sent}.", flush=True)
+    print(f"Done. Rounds: {outcome.rounds}; alerts: {outcome.alerts:,}, in {outcome.output}; {sent}.", flush=True)
     if outcome.ledger:
         print(f"Everything sent is listed in {outcome.ledger}.", flush=True)
 

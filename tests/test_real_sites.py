@@ -139,7 +139,7 @@ def test_the_link_names_the_worst_site_and_each_site_its_alerts(ran: Ran) -> Non
     for name, row in last.items():
         alerts = (ran.site(name) / "alerts.jsonl").read_text().splitlines()
         assert len(alerts) == row["alerts"]
-        assert f"Done: 3 rounds; {len(alerts)} alerts" in ran.said[name]
+        assert f"Done. Rounds: 3; alerts: {len(alerts)}, in " in ran.said[name]
 
 
 def test_a_site_makes_only_the_calls_it_needs_and_never_asks_for_a_bundle(ran: Ran) -> None:

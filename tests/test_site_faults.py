@@ -8,19 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from site_federations import NAMES, simulated_logs, undisturbed_rounds
-from site_processes import Program, Programs, free_ports, wait_until
-
-from flows.settings import run_config
-from flows.site_rules import SiteRules, federation_rules
-from storage.adapters import committed_rounds
-from storage.certificates import issue
-from storage.layout import Layout
+from real_federations import RealFederation, real_federation
+from site_federations import NAMES, undisturbed_rounds
+from site_processes import Program, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 ROUNDS = 4
-PRESET = "hdfs-2pct"
 SETTINGS = (f"rounds={ROUNDS}", "steps=1", "batch_size=4", "fraction=1.0", "rank=2", "seed=3", "scored_rounds=last")
 _CLOCK = """
 #define _GNU_SOURCE
@@ -63,69 +57,46 @@ libfaketime does the same, but shifts deadlines of waits by it as well.
 
 
 @dataclass
-class Federation:
-    """A link and its sites on one machine."""
+class Disturbed:
+    """A federation under way, to which something happens."""
 
-    rules: SiteRules
-    model: Path
-    folder: Path
-    ports: list[int]
-    programs: Programs
-    logs: list[Path]
+    real: RealFederation
     running: dict[str, Program] = field(default_factory=dict)
-
-    def home(self, name: str) -> Path:
-        return self.folder / "homes" / name
 
     def start(self, names: Sequence[str]) -> None:
         """Start the link and these sites."""
-        settings = [PRESET, f"model.name={self.model}", *SETTINGS, "--join-seconds", "30"]
-        self.running["link"] = self.programs.link(
-            self.home("link"), self.folder / "certs" / "link", self.ports, settings
-        )
+        self.running["link"] = self.real.start_link()
         for name in names:
             self.start_site(name)
 
     def start_site(self, name: str) -> None:
-        log, certs = self.logs[NAMES.index(name)], self.folder / "certs" / "sites" / name
-        self.running[name] = self.programs.site(
-            self.home(name), log, certs, f"127.0.0.1:{self.ports[0]}", self.model, "--accept", self.rules.sha256
-        )
+        self.running[name] = self.real.start_site(name)
 
     def rounds(self) -> int:
         """The last round that is committed, -1 before the untrained adapter is."""
-        found = list((self.home("link") / "runs").glob("*/rounds"))
-        return len(committed_rounds(found[0].parent)) - 1 if found else -1
+        return len(self.real.committed()) - 1
 
     def wait(self, reached: Callable[[], bool]) -> None:
-        wait_until(reached, self.programs, 400)
+        wait_until(reached, self.real.programs, 400)
 
     def ends_as_if_nothing_had_been(self) -> None:
         """Every command ends well, and every round has the bytes of a federation without sites and faults."""
         self.wait(lambda: all(each.process.poll() is not None for each in self.running.values()))
         said = {name: each.text[-2000:] for name, each in self.running.items()}
         assert {name: each.process.returncode for name, each in self.running.items()} == dict.fromkeys(said, 0), said
-        [run] = (self.home("link") / "runs").iterdir()
-        committed = {each.number: each.adapter.read_bytes() for each in committed_rounds(run)}
-        undisturbed = undisturbed_rounds(self.rules, self.model, self.folder / "homes", self.folder / "undisturbed")
+        real = self.real
+        committed = {each.number: each.adapter.read_bytes() for each in real.committed()}
+        homes, folder = real.folder / "homes", real.folder / "undisturbed"
         assert len(committed) == ROUNDS + 1
-        assert committed == undisturbed
+        assert committed == undisturbed_rounds(real.rules, real.model, homes, folder)
         for name in NAMES:
-            assert (self.home(name) / "sites" / name / "alerts.jsonl").is_file()
+            assert (real.home(name) / "sites" / name / "alerts.jsonl").is_file()
 
 
 @pytest.fixture
-def federation(tiny_model: Path, tmp_path: Path) -> Iterator[Federation]:
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    issue(tmp_path / "certs", NAMES)
-    config = run_config(PRESET, [*SETTINGS, f"model.name={tiny_model}"])
-    rules = federation_rules(config, tmp_path / "certs" / "link", None, Layout(tmp_path / "rules"))[0]
-    programs = Programs(tmp_path)
-    try:
-        yield Federation(rules, tiny_model, tmp_path, free_ports(3), programs, simulated_logs(240, logs))
-    finally:
-        programs.end()
+def federation(tiny_model: Path, tmp_path: Path) -> Iterator[Disturbed]:
+    with real_federation(tiny_model, tmp_path, SETTINGS) as real:
+        yield Disturbed(real)
 
 
 @dataclass
@@ -168,13 +139,13 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[Path], SmallDisk]]:
 
 
 def test_a_site_with_a_full_disk_waits_for_room_and_sends_nothing_that_its_ledger_lacks(
-    federation: Federation, small_disk: Callable[[Path], SmallDisk]
+    federation: Disturbed, small_disk: Callable[[Path], SmallDisk]
 ) -> None:
-    disk = small_disk(federation.home("north"))
+    disk = small_disk(federation.real.home("north"))
     federation.start(NAMES)
     federation.wait(lambda: federation.rounds() >= 1)
     disk.fill()
-    site, ledger = federation.running["north"], federation.home("north") / "sites" / "north" / "ledger.jsonl"
+    site, ledger = federation.running["north"], federation.real.home("north") / "sites" / "north" / "ledger.jsonl"
     federation.wait(lambda: "The site waits for room." in site.text)
     assert "disk is full" in site.text or "No space left" in site.text
     before, rounds = ledger.read_bytes(), federation.rounds()
@@ -189,9 +160,9 @@ def test_a_site_with_a_full_disk_waits_for_room_and_sends_nothing_that_its_ledge
 
 
 def test_a_link_with_a_full_disk_waits_for_room_and_loses_no_round(
-    federation: Federation, small_disk: Callable[[Path], SmallDisk]
+    federation: Disturbed, small_disk: Callable[[Path], SmallDisk]
 ) -> None:
-    disk = small_disk(federation.home("link"))
+    disk = small_disk(federation.real.home("link"))
     federation.start(NAMES)
     federation.wait(lambda: federation.rounds() >= 1)
     disk.fill()
@@ -204,9 +175,9 @@ def test_a_link_with_a_full_disk_waits_for_room_and_loses_no_round(
 
 
 def test_a_site_with_a_wrong_clock_says_so_and_goes_on_once_it_is_set(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
+    federation: Disturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler, clock = shutil.which("cc"), federation.folder / "clock"
+    compiler, clock = shutil.which("cc"), federation.real.folder / "clock"
     if compiler is None:
         pytest.skip("there is no C compiler to make a wrong clock with")
     source, library = clock.with_suffix(".c"), clock.with_suffix(".so")
