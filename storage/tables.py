@@ -25,7 +25,8 @@ class TableWriter(AbstractContextManager["TableWriter"]):
     def add(self, piece: pl.DataFrame) -> None:
         """Append a piece with the schema's columns."""
         if piece.height:
-            self._writer.write_table(piece.to_arrow())
+            # Else Arrow makes several row groups of more than 2^20 rows, and cuts what must stay together.
+            self._writer.write_table(piece.to_arrow(), row_group_size=piece.height)
 
     def close(self) -> None:
         """Finish the file; closing again does nothing."""

@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from storage.datasets import BGL, HDFS, DatasetConfig, DatasetSpec
 from storage.errors import FormatError, SourceError, StorageError
 from storage.log_formats import LogFormat
 from storage.masks import MaskRules
+from storage.sorted_events import SortedEvents
 from storage.stages import new_stage
 from storage.windows import WindowRule, window_log
 
@@ -371,3 +374,18 @@ def test_time_windows_of_a_log_without_times_are_refused(tmp_path: Path) -> None
 def test_a_key_field_that_the_format_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="key_field Pid is not in the format of own; its fields are Date, Time"):
         _cut(tmp_path, [_line(0, "x")], WindowRule(kind="session", key="x", key_field="Pid"))
+
+
+def test_the_events_of_a_window_lie_in_one_row_group_however_many_they_are(tmp_path: Path) -> None:
+    """Tokenizing reads a row group at a time; Arrow cuts a table of more than 2^20 rows where it is not told not to."""
+    lines = np.arange(1_200_000, dtype=np.uint32)
+    with SortedEvents(tmp_path) as events:
+        events.add(lines, lines % 3)
+        events.write(tmp_path / "events.parquet", 3)
+    file = pq.ParquetFile(tmp_path / "events.parquet")
+    groups = [pl.DataFrame(file.read_row_group(number)) for number in range(file.num_row_groups)]
+    assert sum(group["window_id"].n_unique() for group in groups) == 3
+    whole = pl.concat(groups)
+    assert whole["window_id"].is_sorted()
+    assert (whole["line_number"] % 3 == whole["window_id"]).all()
+    assert whole["line_number"].n_unique() == len(lines)
