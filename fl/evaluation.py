@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from fl.anomaly_scores import anomaly_score
+from fl.anomaly_scores import DEFAULT_SCORE, anomaly_score
 from fl.bootstrap import f1_ends
 from fl.calibration import ThresholdRule, threshold_note
 from fl.errors import ScoreError
 from fl.metrics_table import Columns, Row, Rows, Windows, detection_of, metric_rows
 from fl.rule_comparison import RuleJudge, against_rules
-from fl.score_choice import DEFAULT_SCORE, choose_score
+from fl.score_choice import choose_score
 from fl.thresholds import THRESHOLDS, Flags, Floats
 
 TUNED, UNTOUCHED = "tuned model", "untouched model"

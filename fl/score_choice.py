@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from fl.anomaly_scores import SCORE_NAMES, SURPRISE_SCORES
+from fl.anomaly_scores import DEFAULT_SCORE, SCORE_NAMES, SURPRISE_SCORES
 from fl.errors import ScoreError
 from fl.metrics_table import Row
 
-DEFAULT_SCORE = "mean_token"
 FEWEST_ANOMALIES = 20
 """Labelled anomalies of the validation split below which a choice among a dozen scores would follow chance."""
 _HOW = "by label-free F1, then average precision, on the labelled validation split"

@@ -19,6 +19,8 @@ from fl.vocabulary import best_tokens, log_sum_exp_
 
 Tell = Callable[[float, float | None, str], None]
 KS = (1, 3, 5, 10)
+MESSAGES = "message_surprise"
+"""The column of lists."""
 _SMALLEST_PACK, _LARGEST_PACK = 4096, 8192
 """Tokens in a pack: large packs repeat few stems (4 % at 8,192 on HDFS), small ones tell of progress more often."""
 
@@ -128,6 +130,7 @@ def score_sequences(
     progress: Tell | None = None,
     *,
     share: bool = True,
+    by_message: bool = False,
 ) -> dict[str, np.ndarray]:
     """One row a window, as columns:
 
@@ -136,11 +139,14 @@ def score_sequences(
       of any position of the window;
     - `mean_token`, `max_token`: surprise (negative log-likelihood, nats) of a token, end token counted;
     - `mean_message`, `max_message`: surprise of a whole message (the sum over its tokens; the end counts as a message);
-    - `loss_sum`, `loss_tokens`: summed surprise and its number of tokens, for losses over many windows.
+    - `loss_sum`, `loss_tokens`: summed surprise and its number of tokens, for losses over many windows;
+    - `message_surprise`, where asked for `by_message`: an array each, the surprises of its messages, its end's last.
     """
     started = time.perf_counter()
     tokens = score_tokens(model, loaded, token_ids, max(ks), token_budget, progress, share=share)
     columns = score_columns(token_ids, message_starts, tokens, ks)
+    if by_message:
+        columns[MESSAGES] = _by_message(message_starts, tokens)
     columns["computed_tokens"] = np.full(len(token_ids), tokens.computed_tokens / max(1, len(token_ids)))
     columns["seconds"] = np.full(len(token_ids), (time.perf_counter() - started) / max(1, len(token_ids)))
     return columns
@@ -179,12 +185,20 @@ def score_columns(
     return {name: np.array([row[name] for row in rows]) for name in names}
 
 
+def _by_message(message_starts: Sequence[np.ndarray], tokens: TokenScores) -> np.ndarray:
+    found = np.empty(len(message_starts), dtype=object)
+    for row, (starts, logs) in enumerate(zip(message_starts, tokens.log_probabilities, strict=True)):
+        found[row] = message_surprise(-logs.astype(np.float64), starts)
+    return found
+
+
 def message_surprise(surprise: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The summed surprise of each message of a window, and last that of its end.
 
     `surprise[j]` is that of token j + 1; `starts` are the offsets of the messages' first own tokens. The separator
-    after a message counts to that message.
+    after a message counts to that message. A message of which no token was asked for, a window's only one, has 0.
     """
     bounds = np.maximum(np.asarray(starts, np.int64) - 1, 0)
     bounds[0] = 0
-    return np.add.reduceat(surprise, np.append(bounds, len(surprise) - 1))
+    bounds = np.append(bounds, len(surprise) - 1)
+    return np.where(np.diff(bounds, append=len(surprise)) > 0, np.add.reduceat(surprise, bounds), 0.0)

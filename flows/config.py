@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic_core import CoreSchema
 
 from fl.accounting import privacy_plan
+from fl.anomaly_scores import ScoreName
+from fl.calibration import ThresholdRule
 from fl.event_settings import EventBaselines
 from fl.federation import Federation, check_downlink, check_privacy
 from fl.hyperparameters import LocalTraining, Tuning
@@ -56,13 +58,13 @@ class DetectionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    score: Literal["auto", "top_k", "unaligned", "mean_token", "max_token", "mean_message", "max_message"] = "auto"
-    """The score that decides; auto: the best on the validation split, mean_token where there are too few labels."""
+    score: Literal["auto", ScoreName] = "auto"
+    """The score that decides; auto: the best on the validation split, max_excess where there are too few labels."""
     k: int | None = None
     """K of the top_k and unaligned scores; None: the best on the validation split."""
     false_alarm_rate: float = Field(default=0.002, gt=0, lt=1)
     """Share of normal windows that the label-free threshold may flag."""
-    threshold: Literal["quantile", "tail"] = "quantile"
+    threshold: ThresholdRule = "quantile"
     """The label-free threshold: the matching quantile of the calibration scores, or an exponential tail fitted to the
     highest 2 % of them, which a few rare normal windows move less (Siffer et al., KDD 2017)."""
 

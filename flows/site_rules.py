@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fl.anomaly_scores import DEFAULT_SCORE, ScoreName
 from fl.calibration import ThresholdRule
 from fl.errors import FederationError
 from fl.federation import Federation, TrainingJob
@@ -63,7 +64,7 @@ class SiteRules(BaseModel):
     """Rounds, sites, and how what they send is combined."""
     privacy: Privacy
     """How a site's update is clipped and hidden, and by whom."""
-    score: Literal["top_k", "unaligned", "mean_token", "max_token", "mean_message", "max_message"]
+    score: ScoreName
     """The score that decides."""
     k: int | None
     """Of the top_k and unaligned scores."""
@@ -102,7 +103,7 @@ class SiteRules(BaseModel):
 def rules_of(config: RunConfig, weights_sha256: str, sites: int, model_port: int | None = None) -> SiteRules:
     """The rules of a run with so many registered sites."""
     spec = resolve(config.dataset)
-    score = "mean_token" if config.detection.score == "auto" else config.detection.score
+    score = DEFAULT_SCORE if config.detection.score == "auto" else config.detection.score
     # A directory's path on the link's machine is nobody's business, and of no use elsewhere.
     name = Path(config.model.name).name if Path(config.model.name).is_dir() else config.model.name
     quantization = "none" if config.model.quantization == "auto" else config.model.quantization

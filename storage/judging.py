@@ -1,8 +1,9 @@
 """A detector at rest, judging raw log lines: their windows, each with its score and whether that is an alert.
 
 A detector's folder holds `adapter.safetensors`, `detector.json` (everything that decides: base model by name and hash,
-tuning, score, K, threshold, log format, window rule, masks, token rule), `calibration_scores.parquet`, and what
-storage/normal_windows.py adds of normal windows. One whose weights are merged holds the model instead of the adapter.
+tuning, score, K, threshold, log format, window rule, masks, token rule), `calibration_scores.parquet`, for the score
+`max_excess` what is usual of each message, and what storage/normal_windows.py adds of normal windows. One whose weights
+are merged holds the model instead of the adapter.
 """
 
 import json
@@ -22,6 +23,7 @@ from storage.errors import DataError, SourceError
 from storage.layout import current
 from storage.log_stream import LogStream, Windows
 from storage.masks import MaskRules
+from storage.normal_windows import message_hash
 from storage.progress import Progress, silent
 from storage.score_store import ScoreStore
 from storage.windows import WindowRule
@@ -29,6 +31,8 @@ from storage.windows import WindowRule
 FACTS = "detector.json"
 ADAPTER = "adapter.safetensors"
 CALIBRATION = "calibration_scores.parquet"
+USUAL = "usual_messages.parquet"
+"""What is usual of each message: message_hash, mean and deviation of its surprise, nats."""
 IN_FOLDER = "."
 """The name of a base model that lies in the detector's own folder."""
 ROUNDING = 1e-5
@@ -83,7 +87,7 @@ class Judge:
         """The windows with sequence_hash, n_tokens, truncated, score and anomalous."""
         composed = self.compose(windows)
         hashes = [sequence_hash(tokens.ids) for tokens in composed]
-        self._score(dict(zip(hashes, composed, strict=True)), progress)
+        self._score(windows, composed, hashes, progress)
         scores = np.array([self.store[name] for name in hashes], dtype=np.float64)
         return windows.table.with_columns(
             sequence_hash=pl.Series(hashes, dtype=pl.String),
@@ -109,19 +113,34 @@ class Judge:
         tokens, _ = composer.tokens_of(numbered)
         return [tokens[place] for place in places]
 
-    def _score(self, wanted: dict[str, Tokens], progress: Progress) -> None:
-        """Have a score of each sequence in the store."""
-        missing = {name: tokens for name, tokens in wanted.items() if name not in self.store}
+    def _score(self, windows: Windows, composed: list[Tokens], hashes: list[str], progress: Progress) -> None:
+        """Have a score of each window's sequence in the store."""
+        missing = {name: row for row, name in enumerate(hashes) if name not in self.store}
         if not missing:
             return
         model, loaded = self.model
-        k = self.facts["k"]
-        ids = [tokens.ids for tokens in missing.values()]
-        starts = [tokens.starts for tokens in missing.values()]
-        columns = learning("scoring").score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress)
+        usual = learning("usual_messages")
+        k, is_excess = self.facts["k"], self.facts["score"] == usual.EXCESS
+        ids, starts = ([getattr(composed[row], part) for row in missing.values()] for part in ("ids", "starts"))
+        score_sequences = learning("scoring").score_sequences
+        columns = score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress, by_message=is_excess)
+        if is_excess:
+            messages = _hashes(windows, list(missing.values()))
+            found = usual.message_surprises(messages, columns["message_surprise"].tolist())
+            columns[usual.EXCESS] = self._usual.excess(found)
         scores = learning("anomaly_scores").anomaly_score(columns, self.facts["score"], k)
         self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
         self.computed += len(missing)
+
+    @cached_property
+    def _usual(self) -> Any:  # noqa: ANN401 (fl.usual_messages.UsualMessages)
+        """What is usual of each message; raises SourceError where the detector lacks it."""
+        try:
+            table = pl.read_parquet(self.folder / USUAL)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise SourceError(f"The detector in {self.folder} has no readable {USUAL}; register it again.") from error
+        columns = [table[name].to_numpy() for name in ("message_hash", "mean", "deviation")]
+        return learning("usual_messages").UsualMessages(*columns)
 
     @cached_property
     def model(self) -> tuple[Any, Any]:
@@ -149,6 +168,14 @@ class Judge:
         if found != wanted["sha256"]:
             raise DataError(f"The base model {wanted['name']} has other weights than the detector was trained with.")
         return folder
+
+
+def _hashes(windows: Windows, rows: list[int]) -> list[np.ndarray]:
+    """The hash of each message of some windows."""
+    numbers = [each.to_numpy() for each in windows.table["messages"].gather(rows)]
+    used = np.unique(np.concatenate(numbers))
+    hashes = np.array([message_hash(windows.texts[number]) for number in used.tolist()], np.uint64)
+    return [hashes[np.searchsorted(used, each)] for each in numbers]
 
 
 def _distinct(messages: pl.Series) -> tuple[list[np.ndarray], list[int]]:

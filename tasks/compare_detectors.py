@@ -6,12 +6,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from fl.promotion import MARGIN, Candidate, Decision, decide
+from fl.usual_messages import EXCESS
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec
 from storage.errors import RegistryError
@@ -20,6 +21,10 @@ from storage.masks import MaskRules, mask_log
 from storage.registry import Version, detector_folder
 from storage.stages import Stage, load_stage
 from storage.tokens import TokenRule, tokenize_windows
+from tasks.message_excess import SURPRISES, message_hashes, read_usual, surprises_of
+
+if TYPE_CHECKING:
+    from fl.usual_messages import UsualMessages
 
 Facts = Mapping[str, Any]
 _READING = ("mask", "tokens")
@@ -81,7 +86,8 @@ def _judged_windows(version: Version, facts: Facts) -> pl.DataFrame:
 def _candidate(called: str, folder: Path, facts: Facts, windows: pl.DataFrame, tokenized: Stage) -> Candidate:
     """The detector in a folder, judged on the windows as `tokenized` has them."""
     adapter = CommittedRound(int(facts.get("round", 0)), folder, facts["adapter_hash"], {})
-    return _judged(called, adapter, facts, windows, tokenized, float(facts["threshold"]))
+    usual = read_usual(folder) if facts["score"] == EXCESS else None
+    return _judged(called, adapter, facts, windows, tokenized, float(facts["threshold"]), usual)
 
 
 def _untouched(version: Version, facts: Facts, windows: pl.DataFrame, ours: Candidate) -> Candidate:
@@ -101,12 +107,22 @@ def _untouched(version: Version, facts: Facts, windows: pl.DataFrame, ours: Cand
 
 
 def _judged(
-    called: str, adapter: CommittedRound, facts: Facts, windows: pl.DataFrame, tokenized: Stage, threshold: float
+    called: str,
+    adapter: CommittedRound,
+    facts: Facts,
+    windows: pl.DataFrame,
+    tokenized: Stage,
+    threshold: float,
+    usual: "UsualMessages | None" = None,
 ) -> Candidate:
+    """`usual`: what the detector takes for usual of each message; None: what its calibration windows here have."""
     from fl.anomaly_scores import anomaly_score
 
     columns = _scores(called, adapter, facts, windows, tokenized)
-    scores = anomaly_score({name: columns[name].to_numpy() for name in columns.columns}, facts["score"], facts["k"])
+    if facts["score"] == EXCESS:
+        columns = columns.with_columns(pl.Series(EXCESS, _excess(columns, tokenized, usual)))
+    numbers = {name: columns[name].to_numpy() for name in columns.columns if name != SURPRISES}
+    scores = anomaly_score(numbers, facts["score"], facts["k"])
     validation, calibration = ((columns["split"] == split).to_numpy() for split in ("validation", "calibration"))
     sums = columns.filter(pl.col("split") == "calibration").select(pl.col("loss_sum", "loss_tokens").sum()).row(0)
     return Candidate(
@@ -117,6 +133,19 @@ def _judged(
         loss=float(sums[0] / sums[1]) if sums[1] else None,
         false_alarm_rate=float(facts["false_alarm_rate"]),
     )
+
+
+def _excess(columns: pl.DataFrame, tokenized: Stage, usual: "UsualMessages | None") -> np.ndarray:
+    """The score `max_excess` of each window, by what is usual of its messages."""
+    from fl.usual_messages import usual_messages
+
+    messages = pl.read_parquet(tokenized.file("sequences.parquet"), columns=["sequence_id", "message_ids"])
+    read = columns.select("sequence_id", "split", SURPRISES)
+    read = read.join(messages, on="sequence_id", how="left", maintain_order="left")
+    found = surprises_of(read, message_hashes(Path(tokenized.path)))
+    if usual is None:
+        usual = usual_messages(found, (read["split"] == "calibration").cast(pl.Int64).to_numpy())
+    return usual.excess(found)
 
 
 def _scores(

@@ -15,7 +15,7 @@ from storage.detectors import chosen_detector
 from storage.drift import Drift, Verdict, save_verdict
 from storage.errors import SourceError
 from storage.explaining import Explainer
-from storage.judging import Judge, read_facts
+from storage.judging import USUAL, Judge, read_facts
 from storage.layout import Layout, current
 from storage.log_inputs import Piece, find_logs, follow_file, follow_standard_input, read_logs
 from storage.log_order import in_time_order
@@ -25,6 +25,7 @@ from storage.open_windows import Closing
 from storage.progress import Progress, silent
 from storage.raw_blocks import RawLine
 from storage.score_store import ScoreStore
+from storage.stages import hash_file
 from storage.summaries import SurprisingMessage
 from tasks.caching import source_hash
 
@@ -80,7 +81,7 @@ class _Detection:
 
     def __init__(self, config: DetectConfig, folder: Path, name: str, layout: Layout, progress: Progress) -> None:
         self._config, self._name, self._layout, self._progress = config, name, layout, progress
-        self.store = ScoreStore(score_file(read_facts(folder), layout))
+        self.store = ScoreStore(score_file(folder, layout))
         self._judge = Judge(folder, self.store)
         normal = read_normal_windows(folder)
         self.explainer = Explainer(self._judge, normal)
@@ -190,10 +191,12 @@ class _Detection:
         return dict(zip(chosen["sequence_hash"], found, strict=True))
 
 
-def score_file(facts: dict[str, Any], layout: Layout) -> Path:
+def score_file(folder: Path, layout: Layout) -> Path:
     """Where a detector's scores of windows lie: apart for every model, adapter, score and scoring source."""
+    facts, usual = read_facts(folder), folder / USUAL
     code = source_hash(["fl.scoring", "fl.anomaly_scores", "fl.adapter"])
     how = [facts["model"], facts["tuning"], facts["score"], facts["k"], code]
+    how += [hash_file(usual)] if usual.is_file() else []
     name = hashlib.sha256(repr(how).encode()).hexdigest()[:16]
     adapter = facts.get("adapter_hash") or "untouched"
     return layout.scores / f"detect-{name}" / f"{adapter}.parquet"

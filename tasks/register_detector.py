@@ -12,6 +12,7 @@ import polars as pl
 from fl.hyperparameters import Tuning
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec
+from storage.judging import USUAL
 from storage.layout import current
 from storage.normal_windows import write_normal_windows
 from storage.registry import CHALLENGER, registered_name
@@ -55,6 +56,8 @@ def register_detector(
     folder = _write_detector(new.path / "detector", found, summary.findings, _calibration(evaluated), how | lineage)
     shutil.copyfile(report.file("report.md"), folder / "report.md")
     write_normal_windows(folder, Path(data["tokenized"].path), evaluated.file("window_scores.parquet"))
+    if (usual := Path(evaluated.path) / USUAL).is_file():
+        shutil.copyfile(usual, folder / USUAL)
     files = [report.file("report.html"), report.file("report.json"), *sorted(Path(figures.path).glob("*.png"))]
     tags = _tags(facts, found, base, data)
     told = _description(summary)

@@ -133,7 +133,7 @@ class Scorer:
 
     def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
         from fl.adapter import load_adapter_arrays
-        from fl.scoring import score_sequences
+        from fl.scoring import MESSAGES, score_sequences
 
         loaded = self._load()
         load_adapter_arrays(self._adapted, found.arrays())
@@ -144,8 +144,10 @@ class Scorer:
             [row.to_numpy() for row in missing["message_starts"]],
             self._ks,
             progress=progress,
+            by_message=True,
         )
-        return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns})
+        lists = pl.Series(columns.pop(MESSAGES).tolist(), dtype=pl.List(pl.Float32))
+        return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns, MESSAGES: lists})
 
     def _file(self, tuning: Tuning, adapter: str) -> Path:
         """Where the scores of an adapter lie: apart for every model, way of loading it, K and scoring source."""

@@ -8,13 +8,16 @@ import numpy as np
 import polars as pl
 
 from fl.calibration import ThresholdRule
+from fl.usual_messages import EXCESS
 from storage.adapters import committed_rounds
 from storage.misses import with_messages
 from storage.stages import NewStage, Stage
+from tasks.message_excess import SURPRISES, message_hashes, surprises_of, write_usual
 from tasks.stage_task import stage
 
 if TYPE_CHECKING:
     from fl.metrics_table import Windows
+    from fl.usual_messages import UsualMessages
 
 _KEYS = {"sequence_id", "sequence_hash"}
 
@@ -45,7 +48,8 @@ def search_threshold(
     from fl.rule_comparison import RULE_TYPES
 
     table = windows_table(tokenized, split)
-    rounds = {number: _columns(scored, number, table) for number in scored.counts["rounds"]}
+    messages = _Messages(tokenized, table)
+    rounds = {number: _columns(scored, number, table, messages) for number in scored.counts["rounds"]}
     seen = trained_windows(Path(trained.path), batch_size) if trained else None
     windows = windows_of(table)
     found = evaluate(windows, rounds, score, k, false_alarm_rate, trained_windows=seen, seed=seed, rule=threshold)
@@ -54,6 +58,8 @@ def search_threshold(
     kept = ["window_id", "sequence_hash", "split", "label", "kind"]
     scores = pl.Series("score", found.window_scores, nan_to_null=True)
     table.select(kept).with_columns(scores).write_parquet(new.path / "window_scores.parquet")
+    if found.findings["score"] == EXCESS:
+        write_usual(messages.usual[found.findings["round"]], new.path)
     how = (false_alarm_rate, seed, threshold)
     judged = _judge_baselines(new.path, baselines, windows, *how) if baselines else ([], {})
     learned, flagged = judged
@@ -118,9 +124,32 @@ def windows_of(table: pl.DataFrame) -> "Windows":
     )
 
 
-def _columns(scored: Stage, number: int, table: pl.DataFrame) -> dict[str, np.ndarray]:
+class _Messages:
+    """The messages of sequences, and what is usual of them by each round's model."""
+
+    def __init__(self, tokenized: Stage, table: pl.DataFrame) -> None:
+        self._hashes = message_hashes(Path(tokenized.path))
+        self._sequences = pl.read_parquet(tokenized.file("sequences.parquet"), columns=["sequence_id", "message_ids"])
+        calibration = table.filter(pl.col("split") == "calibration")
+        self._windows = calibration.group_by("sequence_id").agg(windows=pl.len())
+        self.usual: dict[int, UsualMessages] = {}
+        """By round."""
+
+    def excess(self, number: int, scores: pl.DataFrame) -> pl.DataFrame:
+        """sequence_id and `max_excess` of the sequences that a round's model has scored."""
+        from fl.usual_messages import usual_messages
+
+        scored = scores.select("sequence_id", SURPRISES).join(self._sequences, on="sequence_id", how="left")
+        scored = scored.join(self._windows, on="sequence_id", how="left", maintain_order="left")
+        found = surprises_of(scored, self._hashes)
+        self.usual[number] = usual_messages(found, scored["windows"].fill_null(0).to_numpy())
+        return scored.select("sequence_id", pl.Series(EXCESS, self.usual[number].excess(found)))
+
+
+def _columns(scored: Stage, number: int, table: pl.DataFrame, messages: _Messages) -> dict[str, np.ndarray]:
     """Score columns by sequence id; NaN for sequences that were not scored."""
     scores = pl.read_parquet(scored.file(f"round-{number:04d}.parquet"))
+    scores = scores.join(messages.excess(number, scores), on="sequence_id", how="left").drop(SURPRISES)
     sequences = pl.DataFrame({"sequence_id": range(int(table["sequence_id"].max() or 0) + 1)})  # type: ignore[arg-type]
     ids = sequences.with_columns(pl.col("sequence_id").cast(scores.schema["sequence_id"]))
     full = ids.join(scores, on="sequence_id", how="left", maintain_order="left")

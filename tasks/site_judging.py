@@ -18,11 +18,13 @@ from storage.normal_windows import write_normal_windows
 from storage.progress import Progress, silent
 from storage.stages import Stage
 from tasks.detect_anomalies import detect_anomalies
+from tasks.message_excess import SURPRISES, message_hashes, surprises_of, write_usual
 from tasks.site_windows import HELD_OUT, Reading
 
 if TYPE_CHECKING:
     from fl.calibration import ThresholdRule
     from fl.model import LoadedModel
+    from fl.usual_messages import UsualMessages
 
 _ROUNDING = 1e-5
 """As storage/judging.py has it: a score so near the threshold is at it."""
@@ -46,6 +48,8 @@ class Judged:
     """Calibration and held-out windows: window_id, split, sequence_hash, score, loss_sum, loss_tokens."""
     threshold: float
     seconds: float
+    usual: "UsualMessages | None" = None
+    """What is usual of each message, for the score that needs it."""
 
     def numbers(self, number: int, alerts: int) -> dict[str, float]:
         """What the site tells of them, as fl/declared.py names it."""
@@ -77,12 +81,21 @@ def judge_windows(
     from fl.anomaly_scores import anomaly_score
     from fl.calibration import calibrated_threshold
     from fl.scoring import score_sequences
+    from fl.usual_messages import EXCESS, usual_messages
 
     started = time.monotonic()
     table, sequences = _judged_windows(windows)
     ids = [np.asarray(each, np.int64) for each in sequences["token_ids"].to_list()]
     starts = [np.asarray(each, np.int64) for each in sequences["message_starts"].to_list()]
-    columns = score_sequences(model, loaded, ids, starts, (judging.k or 1,), progress=progress)
+    columns = score_sequences(model, loaded, ids, starts, (judging.k or 1,), progress=progress, by_message=True)
+    usual = None
+    if judging.score == EXCESS:
+        found = surprises_of(
+            sequences.with_columns(pl.Series(SURPRISES, columns[SURPRISES].tolist(), dtype=pl.List(pl.Float64))),
+            message_hashes(windows.file("tokenized")),
+        )
+        usual = usual_messages(found, _calibration_windows(table, sequences))
+        columns[EXCESS] = usual.excess(found)
     scored = sequences.select("sequence_id", "sequence_hash").with_columns(
         score=pl.Series(anomaly_score(columns, judging.score, judging.k)),
         loss_sum=pl.Series(columns["loss_sum"]),
@@ -91,7 +104,14 @@ def judge_windows(
     scores = table.join(scored, on="sequence_id", how="left", maintain_order="left").drop("sequence_id")
     calibration = scores.filter(pl.col("split") == "calibration")["score"].to_numpy()
     threshold = calibrated_threshold(calibration, judging.false_alarm_rate, judging.threshold_rule)
-    return Judged(scores, threshold, time.monotonic() - started)
+    return Judged(scores, threshold, time.monotonic() - started, usual)
+
+
+def _calibration_windows(table: pl.DataFrame, sequences: pl.DataFrame) -> np.ndarray:
+    """How many calibration windows each sequence stands for."""
+    counted = table.filter(pl.col("split") == "calibration").group_by("sequence_id").agg(windows=pl.len())
+    placed = sequences.select("sequence_id").join(counted, on="sequence_id", how="left", maintain_order="left")
+    return placed["windows"].fill_null(0).to_numpy()
 
 
 def _judged_windows(windows: Stage) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -99,7 +119,7 @@ def _judged_windows(windows: Stage) -> tuple[pl.DataFrame, pl.DataFrame]:
     splits = pl.scan_parquet(windows.file("splits.parquet")).filter(pl.col("split").is_in(["calibration", *HELD_OUT]))
     every = pl.scan_parquet(windows.file("tokenized/windows.parquet")).select("window_id", "sequence_id")
     table = splits.join(every, on="window_id", how="left", maintain_order="left").collect()
-    columns = ["sequence_id", "sequence_hash", "token_ids", "message_starts"]
+    columns = ["sequence_id", "sequence_hash", "token_ids", "message_starts", "message_ids"]
     sequences = pl.scan_parquet(windows.file("tokenized/sequences.parquet")).select(columns)
     wanted = table.lazy().select("sequence_id").unique()
     return table, sequences.join(wanted, on="sequence_id", how="semi").sort("sequence_id").collect()
@@ -137,6 +157,8 @@ def write_detector(
         "threshold": judged.threshold,
     }
     (temporary / "detector.json").write_text(json.dumps(described, indent=1))
+    if judged.usual is not None:
+        write_usual(judged.usual, temporary)
     write_normal_windows(temporary, windows.file("tokenized"), windows.file("splits.parquet"))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

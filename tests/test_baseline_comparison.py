@@ -106,9 +106,15 @@ def stages(tmp_path: Path) -> dict[str, Stage]:
     texts = pl.DataFrame({"message_id": [7, 8, 9], "text": ["one", "two", "three"]})
     ids = windows["window_id"]
     dealt = pl.DataFrame({"window_id": ids[:80], "partition": [0] * 30 + [1] * 50})
-    scored = pl.DataFrame({"sequence_id": [0, 1], "mean_token": [0.1, 0.9]})
+    sequences = windows.unique("sequence_id").sort("sequence_id").select("sequence_id", "message_ids")
+    surprises = [[0.1] * (1 + len(ids)) for ids in sequences["message_ids"]]
+    scored = pl.DataFrame({"sequence_id": [0, 1], "mean_token": [0.1, 0.9], "message_surprise": surprises})
     return {
-        "tokenized": _stage(tmp_path, "tokenize", {"windows.parquet": windows, "messages.parquet": texts}),
+        "tokenized": _stage(
+            tmp_path,
+            "tokenize",
+            {"windows.parquet": windows, "sequences.parquet": sequences, "messages.parquet": texts},
+        ),
         "split": _stage(tmp_path, "split", {"splits.parquet": pl.DataFrame({"window_id": ids, "split": split})}),
         "partition": _stage(tmp_path, "partition", {"shares.parquet": dealt}),
         "scored": _stage(tmp_path, "score", {"round-0000.parquet": scored}),

@@ -16,14 +16,17 @@ from fl.hyperparameters import Tuning
 from fl.model import load_model, prepare_model
 from fl.scoring import score_sequences
 from fl.thresholds import metrics_at
+from fl.usual_messages import UsualMessages
 from storage.adapters import commit_round
 from storage.errors import RegistryError
 from storage.layout import Layout
 from storage.masks import MaskRules
+from storage.normal_windows import message_hash
 from storage.registry import CHAMPION, find_version, register_detector
 from storage.stages import Stage, new_stage
 from storage.tokens import TokenRule
 from storage.tracking import log_run, tracking_client
+from tasks.message_excess import write_usual
 from tasks.promote_detector import promote
 
 BLOCKS, ANOMALIES = 60, 22
@@ -133,6 +136,54 @@ def test_the_better_one_on_the_same_labelled_windows_becomes_champion(
     assert "+0.000" in equal.line
     assert find_version("labels", CHAMPION) == champion
     assert not _comparison("labels", third, f"version-{second}")["promoted"]
+
+
+def test_detectors_by_unusual_messages_are_judged_by_what_each_takes_for_usual(
+    home: Layout, tiny_model: Path, data: dict[str, Stage]
+) -> None:
+    folder = _folder(home, tiny_model, "u0", data, seed=1, noise=0.2)
+    usual, nothing = _usual(data), UsualMessages(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0))
+    ours, theirs = (_excesses(folder, tiny_model, home, data, known) for known in (usual, nothing))
+    validation = np.arange(1, len(ours), 2)
+    threshold = float(np.sort(ours[validation])[-ANOMALIES - 1])
+    expected = metrics_at(theirs[validation], (ours > threshold)[validation], threshold).f1
+    assert expected < 0.99
+    labelled = _labelled(data, home, "unusual", np.flatnonzero(ours > threshold))
+    how: dict[str, Any] = {"seed": 1, "noise": 0.2, "threshold": threshold, "score": "max_excess"}
+    for name, known in (("u1", nothing), ("u2", usual)):
+        folder = _folder(home, tiny_model, name, labelled, **how)
+        write_usual(known, folder)
+        _register("unusual", folder)
+        found = promote("unusual", force=name == "u1")
+    assert f"F1 1.000 against {expected:.3f} of unusual version 1" in found.line
+
+
+def _usual(data: Mapping[str, Stage]) -> UsualMessages:
+    """Something that differs from message to message."""
+    hashes = sorted(message_hash(text) for text in pl.read_parquet(data["tokenized"].file("messages.parquet"))["text"])
+    means = np.arange(len(hashes)) * 7.0
+    return UsualMessages(np.array(hashes, np.uint64), means, np.sqrt(means))
+
+
+def _excesses(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage], usual: UsualMessages) -> np.ndarray:
+    """Each window's highest excess by the adapter in a folder, by plain loops."""
+    loaded = load_model(prepare_model(str(model), home.models))
+    adapted = attach_adapter(loaded, Tuning(rank=2), 0)
+    load_adapter_arrays(adapted, read_adapter(folder / "adapter.safetensors"))
+    sequences = pl.read_parquet(data["tokenized"].file("sequences.parquet"))
+    texts = dict(pl.read_parquet(data["tokenized"].file("messages.parquet")).select("message_id", "text").iter_rows())
+    ids, starts = ([row.to_numpy() for row in sequences[name]] for name in ("token_ids", "message_starts"))
+    columns = score_sequences(adapted, loaded, ids, starts, (1,), by_message=True)
+    known = dict(zip(usual.messages.tolist(), zip(usual.means, usual.deviations, strict=True), strict=True))
+    scores = []
+    for messages, surprises in zip(sequences["message_ids"].to_list(), columns["message_surprise"], strict=True):
+        excess = [surprises[-1]]
+        for message, surprise in zip(messages, surprises[:-1], strict=False):
+            mean, deviation = known.get(message_hash(texts[message]), (0.0, 0.0))
+            excess.append((surprise - mean) / (1 + deviation))
+        scores.append(max(excess))
+    windows = pl.read_parquet(data["tokenized"].file("windows.parquet"))
+    return np.array(scores)[windows["sequence_id"].to_numpy()]
 
 
 def test_without_labels_the_first_champion_must_predict_better_than_the_untouched_model(

@@ -104,7 +104,7 @@ def _findings(known: bool = True, rounds: tuple[int, ...] = (0, 1)) -> dict[str,
     kind = np.array(["odd <kind>" if b else None for b in bad], dtype=object)
     flat, lengths = np.repeat(sequence, 2).astype(np.uint32), np.full(400, 2)
     scores = {
-        number: {"mean_token": surprise[order], "top_1": 1 - surprise, "loss_sum": surprise, "loss_tokens": np.ones(6)}
+        number: {"max_excess": surprise[order], "top_1": 1 - surprise, "loss_sum": surprise, "loss_tokens": np.ones(6)}
         for number, order in ((0, generator.permutation(6)), (1, np.arange(6)))
         if number in rounds
     }

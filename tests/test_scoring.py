@@ -56,7 +56,7 @@ def test_shared_prefixes_are_computed_once(tiny: LoadedModel, windows: list[np.n
 
 def test_columns_are_what_they_are_called(tiny: LoadedModel, windows: list[np.ndarray]) -> None:
     starts = [np.array([0, *range(5, len(window), 7)]) for window in windows]
-    columns = score_sequences(tiny.model, tiny, windows, starts)
+    columns = score_sequences(tiny.model, tiny, windows, starts, by_message=True)
     for row, (window, start) in enumerate(zip(windows, starts, strict=True)):
         ranks, logs, logits = _plain(tiny, window)
         surprise = -logs
@@ -69,7 +69,8 @@ def test_columns_are_what_they_are_called(tiny: LoadedModel, windows: list[np.nd
         assert columns["mean_token"][row] == pytest.approx(surprise.mean(), abs=1e-4)
         assert columns["max_token"][row] == pytest.approx(surprise.max(), abs=1e-4)
         cuts = [0, *(int(s) - 1 for s in start[1:]), len(surprise) - 1, len(surprise)]
-        messages = [surprise[a:b].sum() for a, b in itertools.pairwise(cuts) if b > a]
+        messages = [surprise[max(a, 0) : b].sum() for a, b in itertools.pairwise(cuts)]
+        assert columns["message_surprise"][row] == pytest.approx(messages, abs=1e-3)
         assert columns["max_message"][row] == pytest.approx(max(messages), abs=1e-3)
         assert columns["mean_message"][row] == pytest.approx(np.mean(messages), abs=1e-3)
 
