@@ -10,6 +10,9 @@
 FOLDER/privacy.jsonl gets a line as an experiment ends; the same command goes on after the last. `--minutes` begins no
 experiment after so many. The most telling experiments come first. `python -m benchmarks.privacy_tables FOLDER` adds the
 epsilons, where dp-accounting is installed, and makes tables of it.
+
+`--small` takes fewer clients and steps, for two cores and the windows of `python -m benchmarks.gpu_windows FILE.npz
+ARCHIVE --clients 8 --first 1500 --max-tokens 256`.
 """
 
 import hashlib
@@ -76,9 +79,13 @@ class Experiment:
         return Federation(rounds=self.rounds, clients=self.clients, fraction=self.drawn / self.clients)
 
 
-def experiments(tiny: bool) -> Iterator[Experiment]:
+Size = Literal["whole", "small", "tiny"]
+"""For a GPU, for two cores, and to see it work."""
+
+
+def experiments(size: Size) -> Iterator[Experiment]:
     """All experiments, the most telling first."""
-    quality, poisoned, audit = _quality(tiny), _poisoned(tiny), _audit(tiny)
+    quality, poisoned, audit = _quality(size), _poisoned(size), _audit(size)
     yield from quality[:4]
     yield from poisoned[:10]
     yield from audit[:2]
@@ -92,11 +99,20 @@ def _central(multiplier: float) -> Privacy:
     return Privacy("central", multiplier, clipping_norm=0.5, noise_source="seed") if multiplier >= 0 else NO_PRIVACY
 
 
-def _quality(tiny: bool) -> list[Experiment]:
-    training = LocalTraining(steps=2, batch_size=16, learning_rate_max=5e-3, learning_rate_min=5e-4)
-    size: dict[str, Any] = {"clients": 50, "drawn": 5, "rounds": 20, "training": training}
-    if tiny:
-        size |= {"clients": 4, "drawn": 2, "rounds": 2, "training": LocalTraining(steps=1, batch_size=4)}
+def _training(steps: int, batch_size: int, lowest_rate: float) -> LocalTraining:
+    return LocalTraining(steps, batch_size, learning_rate_max=5e-3, learning_rate_min=lowest_rate)
+
+
+_LEAST = LocalTraining(steps=1, batch_size=4)
+
+
+def _quality(chosen: Size) -> list[Experiment]:
+    sizes: dict[Size, dict[str, Any]] = {
+        "whole": {"clients": 50, "drawn": 5, "rounds": 20, "training": _training(2, 16, 5e-4)},
+        "small": {"clients": 8, "drawn": 4, "rounds": 4, "training": _training(2, 4, 1e-3)},
+        "tiny": {"clients": 4, "drawn": 2, "rounds": 2, "training": _LEAST},
+    }
+    size = sizes[chosen]
     everyone = size | {"drawn": size["clients"], "rounds": size["rounds"] // 2, "tuning": Tuning(kind="ffa", rank=2)}
     multipliers = (-1.0, 0.02, 0.1, 0.5, 0.0, 1.0, 0.05, 0.2)
     return [
@@ -112,11 +128,12 @@ def _noise_name(multiplier: float) -> str:
     return "plain" if multiplier < 0 else f"z={multiplier:g}"
 
 
-def _poisoned(tiny: bool) -> list[Experiment]:
-    training = LocalTraining(steps=3, batch_size=16, learning_rate_max=5e-3, learning_rate_min=1e-3)
-    size: dict[str, Any] = {"clients": 8, "drawn": 8, "rounds": 4, "training": training}
-    if tiny:
-        size |= {"clients": 5, "drawn": 5, "rounds": 2, "training": LocalTraining(steps=1, batch_size=4)}
+def _poisoned(chosen: Size) -> list[Experiment]:
+    sizes: dict[Size, dict[str, Any]] = {
+        "whole": {"clients": 8, "drawn": 8, "rounds": 4, "training": _training(3, 16, 1e-3)},
+        "small": {"clients": 8, "drawn": 8, "rounds": 3, "training": _training(2, 4, 1e-3)},
+        "tiny": {"clients": 5, "drawn": 5, "rounds": 2, "training": _LEAST},
+    }
     combinations: tuple[Combination, ...] = ("fedavg", "norm_bound", "fedmedian", "multikrum", "fedtrimmedavg")
     rest: tuple[Combination, ...] = ("geomedian", "krum")
     cases: list[tuple[Combination, Attack, int]] = [("fedavg", "none", 0)]
@@ -128,7 +145,7 @@ def _poisoned(tiny: bool) -> list[Experiment]:
     cases += [(combination, "none", 0) for combination in rest]
     cases += [(combination, attack, 1) for attack in _ATTACKS for combination in (*combinations, *rest)]
     return [
-        Experiment(f"poisoned {how} {attack} {count}", combination=how, attack=attack, hostile=count, **size)
+        Experiment(f"poisoned {how} {attack} {count}", combination=how, attack=attack, hostile=count, **sizes[chosen])
         for how, attack, count in cases
     ]
 
@@ -136,13 +153,14 @@ def _poisoned(tiny: bool) -> list[Experiment]:
 _ATTACKS: tuple[Attack, ...] = ("thousandfold", "flip", "garbage")
 
 
-def _audit(tiny: bool) -> list[Experiment]:
-    training = LocalTraining(steps=2, batch_size=32, learning_rate_max=5e-3, learning_rate_min=1e-3)
-    size: dict[str, Any] = {"clients": 8, "drawn": 8, "rounds": 8, "training": training}
-    if tiny:
-        size |= {"clients": 2, "drawn": 2, "rounds": 2, "training": LocalTraining(steps=1, batch_size=4)}
+def _audit(chosen: Size) -> list[Experiment]:
+    sizes: dict[Size, dict[str, Any]] = {
+        "whole": {"clients": 8, "drawn": 8, "rounds": 8, "training": _training(2, 32, 1e-3)},
+        "small": {"clients": 4, "drawn": 4, "rounds": 6, "training": _training(2, 8, 1e-3)},
+        "tiny": {"clients": 2, "drawn": 2, "rounds": 2, "training": _LEAST},
+    }
     return [
-        Experiment(f"audit {_noise_name(multiplier)}", privacy=_central(multiplier), audited=True, **size)
+        Experiment(f"audit {_noise_name(multiplier)}", privacy=_central(multiplier), audited=True, **sizes[chosen])
         for multiplier in (-1.0, 0.1, 0.02, 1.0)
     ]
 
@@ -154,7 +172,7 @@ class Trials:
     folder: Path
     dealt: DealtWindows
     loaded: LoadedModel
-    tiny: bool
+    size: Size
     lines: dict[str, dict[str, Any]] = field(default_factory=dict)
     _before: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -202,8 +220,8 @@ class Trials:
     @cached_property
     def audit(self) -> Audit:
         """The audit's shares and windows."""
-        sizes = (2, 8, 2) if self.tiny else (8, 48, 16)
-        return audit_windows(self.dealt, *sizes, self._vocabulary)
+        sizes: dict[Size, tuple[int, int, int]] = {"whole": (8, 48, 16), "small": (4, 24, 8), "tiny": (2, 8, 2)}
+        return audit_windows(self.dealt, *sizes[self.size], self._vocabulary)
 
     def _untouched(self, model: Any) -> dict[str, np.ndarray]:  # noqa: ANN401
         """The surprises of the audit's windows before any training: the adapter as attached changes nothing."""
@@ -331,13 +349,15 @@ def main() -> int:
     parser = options(__doc__, weights=True)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no experiment after so many minutes")
     parser.add_argument("--only", default="", help="only experiments whose name begins so")
+    parser.add_argument("--small", action="store_true", help="fewer clients and steps, for two cores")
     given = given_options(parser)
+    size: Size = "tiny" if given.tiny else "small" if given.small else "whole"
     started = time.perf_counter()
     try:
         loaded = given_model(given, given.device)
-        trials = Trials(given.folder, given_windows(given), loaded, given.tiny)
+        trials = Trials(given.folder, given_windows(given), loaded, size)
         keep(given.folder, "machine", {**machine(given.device), **loaded.reasons, "dtype": loaded.dtype})
-        for experiment in experiments(given.tiny):
+        for experiment in experiments(size):
             if not experiment.name.startswith(given.only):
                 continue
             if time.perf_counter() - started > 60 * given.minutes:

@@ -118,9 +118,12 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where to write, *.npz")
     parser.add_argument("archive", type=Path, nargs="?", help="HDFS_1.tar.gz, whole or sampled")
     parser.add_argument("--clients", type=int, default=50, help="clients that share the training windows")
+    parser.add_argument("--first", type=int, help="only so many windows, the first of the log")
+    parser.add_argument("--max-tokens", type=int, default=1024, help="tokens at which a window is cut")
     given = parser.parse_args()
     tokenizer = prepare_model(EMBEDDED, current().models) / "tokenizer.json"
-    dealt = deal_windows(read_windows(given.archive, tokenizer), given.clients)
+    log = read_windows(given.archive, tokenizer, given.first, given.max_tokens)
+    dealt = deal_windows(log, given.clients)
     write_windows(dealt, given.file)
     counts = {split: int((dealt.split == split).sum()) for split in SPLITS}
     print(

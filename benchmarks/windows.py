@@ -63,8 +63,8 @@ def fetch_log(archive: Path | None, into: Path, downloads: Path) -> "DatasetSpec
     return spec
 
 
-def read_windows(archive: Path | None, tokenizer: Path) -> LogWindows:
-    """All windows of the archive's or the simulated log, by the rules for HDFS."""
+def read_windows(archive: Path | None, tokenizer: Path, first: int | None = None, max_tokens: int = 1024) -> LogWindows:
+    """All windows of the archive's or the simulated log (or the `first` so many), by the rules for HDFS."""
     # Here, as measurements of windows made elsewhere do without what reads logs.
     import polars as pl
 
@@ -78,9 +78,9 @@ def read_windows(archive: Path | None, tokenizer: Path) -> LogWindows:
         for folder in (raw, windows, masks, tokens):
             folder.mkdir()
         spec = fetch_log(archive, raw, Path(place))
-        window_log(raw / spec.raw_name, spec, spec.window, None, windows)
+        window_log(raw / spec.raw_name, spec, spec.window, first, windows)
         mask_log(raw / spec.raw_name, windows, spec, spec.mask, masks)
-        rule = TokenRule()
+        rule = TokenRule(max_tokens=max_tokens)
         tokenize_windows(windows, masks, tokenizer, rule, tokens)
         sequences = pl.read_parquet(tokens / "sequences.parquet").sort("sequence_id")
         facts = pl.read_parquet(tokens / "windows.parquet", columns=["sequence_id", "label"])

@@ -101,9 +101,10 @@ def test_members_others_and_held_out_canaries_are_in_no_share_but_their_own() ->
 
 
 def test_no_two_experiments_have_one_name() -> None:
-    names = [experiment.name for experiment in experiments(tiny=False)]
+    names = [experiment.name for experiment in experiments("whole")]
     assert len(set(names)) == len(names)
-    assert sorted(names) == sorted(experiment.name for experiment in experiments(tiny=True))
+    for size in ("small", "tiny"):
+        assert names == [experiment.name for experiment in experiments(size)]
 
 
 @pytest.mark.long
