@@ -53,6 +53,9 @@ SELECT run_id, round, count(*) AS clients, sum(tokens)::UBIGINT AS tokens,
 FROM clients GROUP BY run_id, round ORDER BY run_id, round
 """
 
+_HIDDEN = "'filename', 'message_surprise'"
+"""Columns of files that no view shows: where a row comes from, and a list for each window."""
+
 VIEWS = ("runs", *_FILES, "scores", "costs", "cells")
 """What can be asked: runs (one row a run), rounds, clients, executions (one row a stage each time a run is
 started), scores, metrics, costs (one row a run and round), and cells (one row a cell of a sweep). Beside these, the
@@ -106,7 +109,7 @@ def _create_view(
         return
     listed = ", ".join(_quoted(str(path)) for path in files)
     connection.execute(
-        f"CREATE VIEW {name} AS SELECT {from_path}, * EXCLUDE (filename) "
+        f"CREATE VIEW {name} AS SELECT {from_path}, COLUMNS(lambda name: name NOT IN ({_HIDDEN})) "
         f"FROM read_parquet([{listed}], union_by_name = true, filename = true)"
     )
 

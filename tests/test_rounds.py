@@ -34,7 +34,8 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
             commit_round(layout.run(run), number, arrays, f"{run}{number}", clients, summary)
     layout.run("gamma").mkdir()
     (layout.scores / "way").mkdir(parents=True)
-    scores = pl.DataFrame({"sequence_hash": ["x", "y"], "max_token": [1.0, 2.0]})
+    surprises = [[0.5, 0.5], [2.0]]
+    scores = pl.DataFrame({"sequence_hash": ["x", "y"], "max_token": [1.0, 2.0], "message_surprise": surprises})
     scores.write_parquet(layout.scores / "way" / "alpha2.parquet")
     pl.DataFrame({"round": [2], "f1": [0.75]}).write_parquet(layout.run("beta") / "metrics.parquet")
     return layout
@@ -52,7 +53,8 @@ def test_costs_add_up_over_the_rounds(layout: Layout) -> None:
 
 
 def test_shared_scores_belong_to_the_runs_and_rounds_of_their_adapter(layout: Layout) -> None:
-    found = query("SELECT run_id, round, scored_as, adapter_hash, sequence_hash, max_token FROM scores", layout)
+    found = query("SELECT * FROM scores", layout)
+    assert found.columns == ["run_id", "round", "scored_as", "adapter_hash", "sequence_hash", "max_token"]
     assert sorted(found.rows()) == [("alpha", 2, "way", "alpha2", "x", 1.0), ("alpha", 2, "way", "alpha2", "y", 2.0)]
 
 
