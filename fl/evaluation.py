@@ -10,7 +10,7 @@ from fl.anomaly_scores import DEFAULT_SCORE, anomaly_score
 from fl.bootstrap import f1_ends
 from fl.calibration import ThresholdRule, threshold_note
 from fl.errors import ScoreError
-from fl.metrics_table import Columns, Row, Rows, Windows, detection_of, metric_rows
+from fl.metrics_table import Columns, Row, Rows, Windows, detection_of, metric_rows, score_names
 from fl.rule_comparison import RuleJudge, against_rules
 from fl.score_choice import choose_score
 from fl.thresholds import THRESHOLDS, Flags, Floats
@@ -83,6 +83,7 @@ def evaluate(
         "rules_by_population": rules,
         "rules_with_few_windows": judge.with_few_windows(trained_windows, seed),
         "rounds": _rounds(windows, rounds, metrics, name, chosen_k),
+        "by_score": _by_score(metrics, rounds, reported),
         "paper": _paper(metrics),
         "most_anomalous": most_anomalous(windows, scores),
     }
@@ -155,6 +156,25 @@ def _rounds(windows: Windows, rounds: Mapping[int, Columns], metrics: Sequence[R
         row |= {f"{kind}_f1": test[kind]["f1"] if test[kind] else None for kind in THRESHOLDS}
         rows.append(row | {"loss": _loss(rounds[number], calibration), "label_free": test["label_free"]})
     return rows
+
+
+def _by_score(metrics: Sequence[Row], rounds: Mapping[int, Columns], reported: int) -> list[Row]:
+    """Every score but the unaligned variant on all test windows, before training and after."""
+    rows = [row for row in metrics if (row["split"], row["population"]) == ("test", "all")]
+    known = {(row["round"], row["score"], row["k"], row["threshold_kind"]): row for row in rows}
+    models = {"untouched": 0, "tuned": reported} if reported else {"untouched": 0}
+
+    def told(number: int, score: str, k: int | None) -> Row | None:
+        found = {kind: known.get((number, score, k, kind)) for kind in THRESHOLDS}
+        any_row = next(filter(None, found.values()), None)
+        f1 = {f"{kind}_f1": row["f1"] if row else None for kind, row in found.items()}
+        return {"auroc": any_row["auroc"], **f1} if any_row else None
+
+    return [
+        {"score": score, "k": k, **{model: told(number, score, k) for model, number in models.items()}}
+        for score, k in score_names(rounds[reported])
+        if score != "unaligned"
+    ]
 
 
 def _loss(columns: Columns, sequences: Rows) -> float | None:

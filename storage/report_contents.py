@@ -16,6 +16,7 @@ from storage.report_tables import (
     privacy_table,
     round_table,
     rule_table,
+    score_table,
     threshold_table,
 )
 from storage.summaries import Summary
@@ -30,6 +31,7 @@ _TABLES: list[Callable[[Summary], Table]] = [
     missed_table,
     lambda summary: kinds if (kinds := kinds_table(summary)).rows else kind_table(summary),
     missed_sequences_table,
+    score_table,
     round_table,
     paper_table,
     cost_table,

@@ -266,6 +266,31 @@ def round_table(summary: Summary) -> Table:
     return Table("Round by round", columns, rows, "Round 0 is the untouched model. Test split, the chosen score.")
 
 
+def score_table(summary: Summary) -> Table:
+    """Every score before training and after; the one that decides is starred."""
+    found, scores = summary.findings, summary.findings.get("by_score", [])
+    models = [model for model in ("untouched", "tuned") if any(one.get(model) for one in scores)]
+    rows: list[list[Cell]] = []
+    for one in scores:
+        decides = (one["score"], one["k"]) == (found["score"], found["k"])
+        rows.append([score_name(one) + " *" * decides, *(cell for model in models for cell in _brief(one.get(model)))])
+    is_known = any(cell is not None for row in rows for cell in row[1:])
+    return Table(
+        "Every score, before training and after" if len(models) > 1 else "Every score",
+        ["score", *(f"{model}: {what}" for model in models for what in ("AUROC", "label-free F1", "oracle F1"))],
+        rows if is_known else [],
+        "All test windows. None of this decides which score is taken; *: the one that was.",
+        ("score", *("AUROC", "F1", "best F1") * len(models)),
+        ("The first three numbers are the untouched model's, the others the tuned one's. " if len(models) > 1 else "")
+        + "F1: with a label-free threshold; best F1: the highest that any threshold gives.",
+    )
+
+
+def _brief(found: dict[str, Any] | None) -> list[Cell]:
+    found = found or {}
+    return [found.get(name) for name in ("auroc", "label_free_f1", "oracle_f1")]
+
+
 def kind_table(summary: Summary) -> Table:
     """Recall by kind of failure, where the dataset names it."""
     rows = [

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from storage.report_contents import tables
 from storage.report_html import html_report
-from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table
+from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table, score_table
 from storage.report_words import (
     alert_title,
     alerts_note,
@@ -71,8 +71,7 @@ def terminal_report(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [Text(title(summary), style="bold"), Text(), _facts(summary), Text()]
     parts += [rich_table(detection_table(summary)), Text(), Text(first, style="bold"), *map(Text, others)]
     parts += [Text(f"Note: {note}", style="yellow") for note in summary.findings["notes"]]
-    if (kinds := kind_table(summary)).rows:
-        parts += [Text(), rich_table(kinds)]
+    parts += [part for table in (kind_table(summary), score_table(summary)) if table.rows for part in _set_off(table)]
     if summary.alerts:
         parts += [Text(), Text("The most anomalous test windows, and what gave them away", style="bold")]
         parts += [_rich_alert(number, alert) for number, alert in enumerate(summary.alerts, 1)]
@@ -80,6 +79,10 @@ def terminal_report(summary: Summary) -> RenderableType:
     if summary.next_commands:
         parts += [Text(), Text("Next", style="bold"), *(Text(f"  {command}") for command in summary.next_commands)]
     return Group(*parts)
+
+
+def _set_off(table: Table) -> list[RenderableType]:
+    return [Text(), rich_table(table)]
 
 
 def terminal_text(summary: Summary, width: int = _TEXT_WIDTH) -> str:

@@ -175,6 +175,23 @@ def test_the_loss_by_round_is_that_of_the_calibration_windows(evaluation: Evalua
     ]
 
 
+def test_every_score_is_told_before_training_and_after(evaluation: Evaluation) -> None:
+    windows, _ = _windows()
+    told = {(row["score"], row["k"]): row for row in evaluation.findings["by_score"]}
+    assert set(told) == {(name, k) for name, k in score_names(_columns(0.0)) if name != "unaligned"}
+    test = windows.split == "test"
+    label = windows.label[test]
+    for model, columns in (("untouched", _columns(0.6, 1)), ("tuned", _columns(0.0))):
+        for (name, k), row in told.items():
+            scores = (columns[name] if k is None else 1 - columns[f"top_{k}"])[windows.sequence[test]]
+            assert row[model]["auroc"] == pytest.approx(metrics.roc_auc_score(label, scores))
+            thresholds = [scores.min() - 1, *np.unique(scores)]
+            best = max(metrics.f1_score(label, scores > threshold) for threshold in thresholds)
+            assert row[model]["oracle_f1"] == pytest.approx(best)
+    alone = evaluate(windows, {0: _columns(0.0)}).findings["by_score"]
+    assert all("tuned" not in row for row in alone)
+
+
 def test_findings_are_json_and_the_same_twice(evaluation: Evaluation) -> None:
     again = evaluate(_windows()[0], {0: _columns(0.6, 1), 1: _columns(0.0)})
     assert json.dumps(again.findings) == json.dumps(evaluation.findings)

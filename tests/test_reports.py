@@ -14,7 +14,7 @@ from fl.metrics_table import Windows
 from storage import figures
 from storage.errors import FormatError
 from storage.report_contents import tables
-from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table, privacy_table
+from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table, privacy_table, score_table
 from storage.reports import html_report, markdown_report, terminal_text, title, write_report
 from storage.summaries import (
     Alert,
@@ -26,6 +26,7 @@ from storage.summaries import (
     TrainingFacts,
     load_summary,
     run_row,
+    score_name,
 )
 from storage.verdicts import headline, who_catches, with_few_windows
 
@@ -257,6 +258,16 @@ def test_no_table_is_empty_or_ragged() -> None:
     for table in tables(_summary()):
         assert table.rows
         assert all(len(row) == len(table.columns) for row in table.rows), table.title
+
+
+def test_every_score_has_a_row_before_and_after_training_and_the_one_that_decides_is_starred() -> None:
+    table = score_table(_summary())
+    words = score_name({"score": "max_excess", "k": None})
+    assert [row[0] for row in table.rows] == [f"{words} *", "tokens outside the top 1"]
+    assert len(table.columns) == 7
+    untouched = score_table(_summary(findings=_findings(rounds=(0,))))
+    assert (untouched.title, len(untouched.columns)) == ("Every score", 4)
+    assert not score_table(_summary(findings=_findings(known=False))).rows
 
 
 @pytest.mark.parametrize("draw", [terminal_text, markdown_report, lambda summary: html_report(summary, {})])
