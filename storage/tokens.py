@@ -84,7 +84,8 @@ def _event_stretches(file: Path) -> Iterator[tuple[_U32, _U32]]:
 
 
 def _lists(arrays: Sequence[_U32]) -> pl.Series:
-    return pl.Series(arrays, dtype=pl.List(pl.UInt32))
+    # Arrays of one length become Polars' array type, whatever type is asked for.
+    return pl.Series(arrays, dtype=pl.List(pl.UInt32)).cast(pl.List(pl.UInt32))
 
 
 def sequence_table(sequences: Sequence[_U32], tokens: Sequence[Tokens], sequence_ids: _U32) -> pl.DataFrame:

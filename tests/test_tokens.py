@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, trainers
 
 from benchmarks.tiny_model import save_tiny_tokenizer
 from storage.archives import fetch
-from storage.composer import Composer, load_tokenizer
+from storage.composer import Composer, Tokens, load_tokenizer
 from storage.datasets import BGL, HDFS, DatasetConfig, DatasetSpec
 from storage.errors import SourceError
 from storage.log_formats import LogFormat
 from storage.masks import MaskRules, mask_log
-from storage.tokens import TokenRule, tokenize_windows
+from storage.tokens import TokenRule, sequence_table, tokenize_windows
 from storage.windows import WindowRule, window_log
 
 _PLAIN = DatasetSpec(
@@ -188,3 +188,13 @@ def test_a_damaged_tokenizer_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="Cannot read the tokenizer") as told:
         load_tokenizer(file)
     assert "\n" not in str(told.value)
+
+
+def test_sequences_of_one_length_are_lists_like_all_others() -> None:
+    """Count windows have as many messages each; Polars takes lists of one length for another type."""
+    sequences = [np.array(ids, np.uint32) for ids in ([1, 2], [3, 4])]
+    tokens = [Tokens(np.array([5, 6], np.uint32), np.array([0, 1], np.uint32), truncated=False)] * 2
+    table = sequence_table(sequences, tokens, np.array([0, 1], np.uint32))
+    for name in ("message_ids", "token_ids", "message_starts"):
+        assert table.schema[name] == pl.List(pl.UInt32)
+    assert table["message_ids"].to_list() == [[1, 2], [3, 4]]
