@@ -146,7 +146,7 @@ class Scorer:
             progress=progress,
             by_message=True,
         )
-        lists = pl.Series(columns.pop(MESSAGES).tolist(), dtype=pl.List(pl.Float32))
+        lists = pl.Series([found.tolist() for found in columns.pop(MESSAGES)], dtype=pl.List(pl.Float32))
         return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns, MESSAGES: lists})
 
     def _file(self, tuning: Tuning, adapter: str) -> Path:

@@ -91,7 +91,7 @@ def judge_windows(
     usual = None
     if judging.score == EXCESS:
         found = surprises_of(
-            sequences.with_columns(pl.Series(SURPRISES, columns[SURPRISES].tolist(), dtype=pl.List(pl.Float64))),
+            sequences.with_columns(pl.Series(SURPRISES, [each.tolist() for each in columns[SURPRISES]])),
             message_hashes(windows.file("tokenized")),
         )
         usual = usual_messages(found, _calibration_windows(table, sequences))
