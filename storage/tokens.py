@@ -42,8 +42,8 @@ def tokenize_windows(
 def write_messages(messages: pl.DataFrame, composer: Composer, into: Path) -> None:
     """The distinct messages (message_id, text) and their tokens where a window begins with them, and elsewhere."""
     table = messages.with_columns(
-        first_tokens=pl.Series(composer.first, dtype=pl.List(pl.UInt32)),
-        next_tokens=pl.Series(composer.next, dtype=pl.List(pl.UInt32)),
+        first_tokens=_lists(composer.first),
+        next_tokens=_lists(composer.next),
     )
     write_table(table, into / "messages.parquet")
 
