@@ -24,7 +24,7 @@ def choose_score(rows: Sequence[Row], score: str = "auto", k: int | None = None)
     if score == "auto" and anomalies < FEWEST_ANOMALIES:
         counted = "1 labelled anomaly" if anomalies == 1 else f"{anomalies or 'no'} labelled anomalies"
         held = f"{counted} to choose by, {FEWEST_ANOMALIES} are needed"
-        return DEFAULT_SCORE, None, f"the default: the validation split has {held}"
+        return DEFAULT_SCORE, None, f"the default, as the validation split has {held}"
     if score == "auto":
         best = _best([row for row in judged if row["score"] != "unaligned"])
         assert best is not None, "rows with anomalies hold more than the unaligned variant"

@@ -130,8 +130,7 @@ def _how_detected(found: dict[str, Any]) -> str:
 
 def _why(chosen: str) -> str:
     """Why the score was taken, in a sentence's place."""
-    told = chosen.replace("as configured", "the configuration names it (detection.score)", 1)
-    return told.replace("the default: ", "the default, as ", 1)
+    return chosen.replace("as configured", "the configuration names it (detection.score)", 1)
 
 
 _JUDGED = ("F1", "95 % interval", "precision", "recall", "false alarms")

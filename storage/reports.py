@@ -71,7 +71,9 @@ def terminal_report(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [Text(title(summary), style="bold"), Text(), _facts(summary), Text()]
     parts += [rich_table(detection_table(summary)), Text(), Text(first, style="bold"), *map(Text, others)]
     parts += [Text(f"Note: {note}", style="yellow") for note in summary.findings["notes"]]
-    parts += [part for table in (kind_table(summary), score_table(summary)) if table.rows for part in _set_off(table)]
+    for table in (kind_table(summary), score_table(summary)):
+        if table.rows:
+            parts += [Text(), rich_table(table)]
     if summary.alerts:
         parts += [Text(), Text("The most anomalous test windows, and what gave them away", style="bold")]
         parts += [_rich_alert(number, alert) for number, alert in enumerate(summary.alerts, 1)]
@@ -79,10 +81,6 @@ def terminal_report(summary: Summary) -> RenderableType:
     if summary.next_commands:
         parts += [Text(), Text("Next", style="bold"), *(Text(f"  {command}") for command in summary.next_commands)]
     return Group(*parts)
-
-
-def _set_off(table: Table) -> list[RenderableType]:
-    return [Text(), rich_table(table)]
 
 
 def terminal_text(summary: Summary, width: int = _TEXT_WIDTH) -> str:
