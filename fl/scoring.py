@@ -15,12 +15,11 @@ import torch
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs, edge_slices
 from fl.tree_attention import float_logits, hidden_states, logit_rows, output_head, tree_attention
+from fl.usual_messages import SURPRISES
 from fl.vocabulary import best_tokens, log_sum_exp_
 
 Tell = Callable[[float, float | None, str], None]
 KS = (1, 3, 5, 10)
-MESSAGES = "message_surprise"
-"""The column of lists."""
 _SMALLEST_PACK, _LARGEST_PACK = 4096, 8192
 """Tokens in a pack: large packs repeat few stems (4 % at 8,192 on HDFS), small ones tell of progress more often."""
 
@@ -144,9 +143,7 @@ def score_sequences(
     """
     started = time.perf_counter()
     tokens = score_tokens(model, loaded, token_ids, max(ks), token_budget, progress, share=share)
-    columns = score_columns(token_ids, message_starts, tokens, ks)
-    if by_message:
-        columns[MESSAGES] = _by_message(message_starts, tokens)
+    columns = score_columns(token_ids, message_starts, tokens, ks, by_message=by_message)
     columns["computed_tokens"] = np.full(len(token_ids), tokens.computed_tokens / max(1, len(token_ids)))
     columns["seconds"] = np.full(len(token_ids), (time.perf_counter() - started) / max(1, len(token_ids)))
     return columns
@@ -159,14 +156,16 @@ def score_columns(
     ks: Sequence[int],
     *,
     unaligned: bool = True,
+    by_message: bool = False,
 ) -> dict[str, np.ndarray]:
     """The scores of `score_sequences` from what is known of each token; `predicted` must reach to the largest K."""
     rows: list[dict[str, float]] = []
+    surprises: list[np.ndarray] = []
     for ids, starts, ranks, logs, predicted in zip(
         token_ids, message_starts, tokens.ranks, tokens.log_probabilities, tokens.predicted, strict=True
     ):
         surprise = -logs.astype(np.float64)
-        by_message = message_surprise(surprise, starts)
+        surprises.append(message_surprise(surprise, starts))
         row = {f"top_{k}": float((ranks < k).mean()) for k in ks}
         # The reference code asks the model with the bare text, so its predictions are those before the end token and
         # the one after the last token; the one for the first token does not exist.
@@ -175,21 +174,17 @@ def score_columns(
         row |= {
             "mean_token": float(surprise.mean()),
             "max_token": float(surprise.max()),
-            "mean_message": float(by_message.mean()),
-            "max_message": float(by_message.max()),
+            "mean_message": float(surprises[-1].mean()),
+            "max_message": float(surprises[-1].max()),
             "loss_sum": float(surprise.sum()),
             "loss_tokens": float(len(surprise)),
         }
         rows.append(row)
     names = rows[0] if rows else {}
-    return {name: np.array([row[name] for row in rows]) for name in names}
-
-
-def _by_message(message_starts: Sequence[np.ndarray], tokens: TokenScores) -> np.ndarray:
-    found = np.empty(len(message_starts), dtype=object)
-    for row, (starts, logs) in enumerate(zip(message_starts, tokens.log_probabilities, strict=True)):
-        found[row] = message_surprise(-logs.astype(np.float64), starts)
-    return found
+    columns = {name: np.array([row[name] for row in rows]) for name in names}
+    if by_message:
+        columns[SURPRISES] = np.fromiter(surprises, dtype=object, count=len(surprises))
+    return columns
 
 
 def message_surprise(surprise: np.ndarray, starts: np.ndarray) -> np.ndarray:

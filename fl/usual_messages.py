@@ -14,6 +14,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
 EXCESS: Literal["max_excess"] = "max_excess"
+SURPRISES = "message_surprise"
+"""The column that it is made of: for each window the surprises of its messages that were read, its end's last."""
 END = np.uint64(0)
 """Stands for a window's end, which counts as a message."""
 

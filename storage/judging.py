@@ -48,6 +48,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def read_usual(folder: Path) -> Any:  # noqa: ANN401 (fl.usual_messages.UsualMessages)
+    """What a detector takes for usual of each message; raises SourceError where its folder does not say."""
+    try:
+        table = pl.read_parquet(folder / USUAL)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise SourceError(f"The detector in {folder} has no readable {USUAL}; register it again.") from error
+    columns = [table[name].to_numpy() for name in ("message_hash", "mean", "deviation")]
+    return learning("usual_messages").UsualMessages(*columns)
+
+
 class Judge:
     """Judges windows with the detector in a folder; the model is loaded when the first window needs it."""
 
@@ -126,21 +136,11 @@ class Judge:
         columns = score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress, by_message=is_excess)
         if is_excess:
             messages = _hashes(windows, list(missing.values()))
-            found = usual.message_surprises(messages, columns["message_surprise"].tolist())
-            columns[usual.EXCESS] = self._usual.excess(found)
+            found = usual.message_surprises(messages, columns[usual.SURPRISES].tolist())
+            columns[usual.EXCESS] = read_usual(self.folder).excess(found)
         scores = learning("anomaly_scores").anomaly_score(columns, self.facts["score"], k)
         self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
         self.computed += len(missing)
-
-    @cached_property
-    def _usual(self) -> Any:  # noqa: ANN401 (fl.usual_messages.UsualMessages)
-        """What is usual of each message; raises SourceError where the detector lacks it."""
-        try:
-            table = pl.read_parquet(self.folder / USUAL)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise SourceError(f"The detector in {self.folder} has no readable {USUAL}; register it again.") from error
-        columns = [table[name].to_numpy() for name in ("message_hash", "mean", "deviation")]
-        return learning("usual_messages").UsualMessages(*columns)
 
     @cached_property
     def model(self) -> tuple[Any, Any]:

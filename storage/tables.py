@@ -1,13 +1,20 @@
 """Parquet files, written whole or piece by piece; a full disk is the system's own error, which Polars' writer hides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
+
+
+def list_column(arrays: Sequence[npt.NDArray[Any]], inner: pl.DataType) -> pl.Series:
+    """Arrays as a column of lists. Those of one length become Polars' array type, whatever type is asked for."""
+    kind = pl.List(inner)
+    return pl.Series(arrays, dtype=kind).cast(kind)
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from storage.composer import Composer, TokenRule, Tokens, load_tokenizer, sequence_hash
 from storage.progress import Progress, silent
-from storage.tables import TableWriter, write_table
+from storage.tables import TableWriter, list_column, write_table
 
 _WINDOWS_AT_ONCE = 1 << 15
 _U32 = npt.NDArray[np.uint32]
@@ -84,8 +84,7 @@ def _event_stretches(file: Path) -> Iterator[tuple[_U32, _U32]]:
 
 
 def _lists(arrays: Sequence[_U32]) -> pl.Series:
-    # Arrays of one length become Polars' array type, whatever type is asked for.
-    return pl.Series(arrays, dtype=pl.List(pl.UInt32)).cast(pl.List(pl.UInt32))
+    return list_column(arrays, pl.UInt32())
 
 
 def sequence_table(sequences: Sequence[_U32], tokens: Sequence[Tokens], sequence_ids: _U32) -> pl.DataFrame:

@@ -6,25 +6,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from fl.promotion import MARGIN, Candidate, Decision, decide
-from fl.usual_messages import EXCESS
+from fl.usual_messages import EXCESS, SURPRISES, UsualMessages
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec
 from storage.errors import RegistryError
+from storage.judging import read_usual
 from storage.layout import current
 from storage.masks import MaskRules, mask_log
 from storage.registry import Version, detector_folder
 from storage.stages import Stage, load_stage
 from storage.tokens import TokenRule, tokenize_windows
-from tasks.message_excess import SURPRISES, message_hashes, read_usual, surprises_of
-
-if TYPE_CHECKING:
-    from fl.usual_messages import UsualMessages
+from tasks.message_excess import excess_of, message_hashes
 
 Facts = Mapping[str, Any]
 _READING = ("mask", "tokens")
@@ -113,7 +111,7 @@ def _judged(
     windows: pl.DataFrame,
     tokenized: Stage,
     threshold: float,
-    usual: "UsualMessages | None" = None,
+    usual: UsualMessages | None = None,
 ) -> Candidate:
     """`usual`: what the detector takes for usual of each message; None: what its calibration windows here have."""
     from fl.anomaly_scores import anomaly_score
@@ -135,17 +133,13 @@ def _judged(
     )
 
 
-def _excess(columns: pl.DataFrame, tokenized: Stage, usual: "UsualMessages | None") -> np.ndarray:
+def _excess(columns: pl.DataFrame, tokenized: Stage, usual: UsualMessages | None) -> np.ndarray:
     """The score `max_excess` of each window, by what is usual of its messages."""
-    from fl.usual_messages import usual_messages
-
     messages = pl.read_parquet(tokenized.file("sequences.parquet"), columns=["sequence_id", "message_ids"])
     read = columns.select("sequence_id", "split", SURPRISES)
     read = read.join(messages, on="sequence_id", how="left", maintain_order="left")
-    found = surprises_of(read, message_hashes(Path(tokenized.path)))
-    if usual is None:
-        usual = usual_messages(found, (read["split"] == "calibration").cast(pl.Int64).to_numpy())
-    return usual.excess(found)
+    known = (read["split"] == "calibration").cast(pl.Int64) if usual is None else usual
+    return excess_of(read, message_hashes(Path(tokenized.path)), known)[0]
 
 
 def _scores(

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from fl.hyperparameters import Tuning
+from fl.usual_messages import SURPRISES
 from storage.adapters import CommittedRound, committed_rounds
 from storage.layout import current
 from storage.progress import Progress
 from storage.stages import NewStage, Stage
+from storage.tables import list_column
 from tasks.caching import source_hash
 from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
@@ -133,7 +135,7 @@ class Scorer:
 
     def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
         from fl.adapter import load_adapter_arrays
-        from fl.scoring import MESSAGES, score_sequences
+        from fl.scoring import score_sequences
 
         loaded = self._load()
         load_adapter_arrays(self._adapted, found.arrays())
@@ -146,8 +148,8 @@ class Scorer:
             progress=progress,
             by_message=True,
         )
-        lists = pl.Series([found.tolist() for found in columns.pop(MESSAGES)], dtype=pl.List(pl.Float32))
-        return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns, MESSAGES: lists})
+        lists = list_column(columns.pop(SURPRISES).tolist(), pl.Float32())
+        return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns, SURPRISES: lists})
 
     def _file(self, tuning: Tuning, adapter: str) -> Path:
         """Where the scores of an adapter lie: apart for every model, way of loading it, K and scoring source."""

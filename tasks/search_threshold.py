@@ -8,16 +8,15 @@ import numpy as np
 import polars as pl
 
 from fl.calibration import ThresholdRule
-from fl.usual_messages import EXCESS
+from fl.usual_messages import EXCESS, SURPRISES, UsualMessages
 from storage.adapters import committed_rounds
 from storage.misses import with_messages
 from storage.stages import NewStage, Stage
-from tasks.message_excess import SURPRISES, message_hashes, surprises_of, write_usual
+from tasks.message_excess import calibration_windows, excess_of, message_hashes, write_usual
 from tasks.stage_task import stage
 
 if TYPE_CHECKING:
     from fl.metrics_table import Windows
-    from fl.usual_messages import UsualMessages
 
 _KEYS = {"sequence_id", "sequence_hash"}
 
@@ -129,21 +128,16 @@ class _Messages:
 
     def __init__(self, tokenized: Stage, table: pl.DataFrame) -> None:
         self._hashes = message_hashes(Path(tokenized.path))
-        self._sequences = pl.read_parquet(tokenized.file("sequences.parquet"), columns=["sequence_id", "message_ids"])
-        calibration = table.filter(pl.col("split") == "calibration")
-        self._windows = calibration.group_by("sequence_id").agg(windows=pl.len())
+        sequences = pl.read_parquet(tokenized.file("sequences.parquet"), columns=["sequence_id", "message_ids"])
+        self._sequences = sequences.with_columns(windows=calibration_windows(table, sequences["sequence_id"]))
         self.usual: dict[int, UsualMessages] = {}
         """By round."""
 
     def excess(self, number: int, scores: pl.DataFrame) -> pl.DataFrame:
         """sequence_id and `max_excess` of the sequences that a round's model has scored."""
-        from fl.usual_messages import usual_messages
-
         scored = scores.select("sequence_id", SURPRISES).join(self._sequences, on="sequence_id", how="left")
-        scored = scored.join(self._windows, on="sequence_id", how="left", maintain_order="left")
-        found = surprises_of(scored, self._hashes)
-        self.usual[number] = usual_messages(found, scored["windows"].fill_null(0).to_numpy())
-        return scored.select("sequence_id", pl.Series(EXCESS, self.usual[number].excess(found)))
+        excess, self.usual[number] = excess_of(scored, self._hashes, scored["windows"])
+        return scored.select("sequence_id", pl.Series(EXCESS, excess))
 
 
 def _columns(scored: Stage, number: int, table: pl.DataFrame, messages: _Messages) -> dict[str, np.ndarray]:

@@ -12,19 +12,20 @@ import numpy as np
 import polars as pl
 
 from fl.hyperparameters import Tuning
+from fl.usual_messages import EXCESS, SURPRISES, UsualMessages
 from storage.datasets import DatasetSpec
 from storage.detection import DetectConfig, Outcome
 from storage.normal_windows import write_normal_windows
 from storage.progress import Progress, silent
 from storage.stages import Stage
+from storage.tables import list_column
 from tasks.detect_anomalies import detect_anomalies
-from tasks.message_excess import SURPRISES, message_hashes, surprises_of, write_usual
+from tasks.message_excess import calibration_windows, excess_of, message_hashes, write_usual
 from tasks.site_windows import HELD_OUT, Reading
 
 if TYPE_CHECKING:
     from fl.calibration import ThresholdRule
     from fl.model import LoadedModel
-    from fl.usual_messages import UsualMessages
 
 _ROUNDING = 1e-5
 """As storage/judging.py has it: a score so near the threshold is at it."""
@@ -48,7 +49,7 @@ class Judged:
     """Calibration and held-out windows: window_id, split, sequence_hash, score, loss_sum, loss_tokens."""
     threshold: float
     seconds: float
-    usual: "UsualMessages | None" = None
+    usual: UsualMessages | None = None
     """What is usual of each message, for the score that needs it."""
 
     def numbers(self, number: int, alerts: int) -> dict[str, float]:
@@ -81,21 +82,17 @@ def judge_windows(
     from fl.anomaly_scores import anomaly_score
     from fl.calibration import calibrated_threshold
     from fl.scoring import score_sequences
-    from fl.usual_messages import EXCESS, usual_messages
 
     started = time.monotonic()
     table, sequences = _judged_windows(windows)
     ids = [np.asarray(each, np.int64) for each in sequences["token_ids"].to_list()]
     starts = [np.asarray(each, np.int64) for each in sequences["message_starts"].to_list()]
-    columns = score_sequences(model, loaded, ids, starts, (judging.k or 1,), progress=progress, by_message=True)
-    usual = None
-    if judging.score == EXCESS:
-        found = surprises_of(
-            sequences.with_columns(pl.Series(SURPRISES, [each.tolist() for each in columns[SURPRISES]])),
-            message_hashes(windows.file("tokenized")),
-        )
-        usual = usual_messages(found, _calibration_windows(table, sequences))
-        columns[EXCESS] = usual.excess(found)
+    is_excess, usual = judging.score == EXCESS, None
+    columns = score_sequences(model, loaded, ids, starts, (judging.k or 1,), progress=progress, by_message=is_excess)
+    if is_excess:
+        read = sequences.with_columns(list_column(columns[SURPRISES].tolist(), pl.Float64()).alias(SURPRISES))
+        known = calibration_windows(table, sequences["sequence_id"])
+        columns[EXCESS], usual = excess_of(read, message_hashes(windows.file("tokenized")), known)
     scored = sequences.select("sequence_id", "sequence_hash").with_columns(
         score=pl.Series(anomaly_score(columns, judging.score, judging.k)),
         loss_sum=pl.Series(columns["loss_sum"]),
@@ -105,13 +102,6 @@ def judge_windows(
     calibration = scores.filter(pl.col("split") == "calibration")["score"].to_numpy()
     threshold = calibrated_threshold(calibration, judging.false_alarm_rate, judging.threshold_rule)
     return Judged(scores, threshold, time.monotonic() - started, usual)
-
-
-def _calibration_windows(table: pl.DataFrame, sequences: pl.DataFrame) -> np.ndarray:
-    """How many calibration windows each sequence stands for."""
-    counted = table.filter(pl.col("split") == "calibration").group_by("sequence_id").agg(windows=pl.len())
-    placed = sequences.select("sequence_id").join(counted, on="sequence_id", how="left", maintain_order="left")
-    return placed["windows"].fill_null(0).to_numpy()
 
 
 def _judged_windows(windows: Stage) -> tuple[pl.DataFrame, pl.DataFrame]:
