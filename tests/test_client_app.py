@@ -1,6 +1,8 @@
 """fl/client_app.py: what a client needs, what it does, and that it sends nothing but weights and numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,20 +86,24 @@ def test_the_first_adapter_is_the_same_whoever_makes_it(tmp_path: Path, tiny_mod
         assert all(np.array_equal(first[name].numpy(), other[name].numpy()) for name in first)
 
 
-def test_a_client_on_the_servers_machine_tells_each_step(
+@pytest.fixture
+def told(
     tmp_path: Path, tiny_model: Path, shares: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = small_job(tmp_path / "run", tiny_model, shares, rounds=1)
-    monkeypatch.setenv("ATALAIA_RUN_FOLDER", str(job.run_folder))
-    train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
-    steps = [event for event in read_events(job.run_folder)[0] if event["event"] == "client"]
-    assert [event["done"] for event in steps] == [1, 2, 3] * 2
+) -> Callable[[int, str], list[dict[str, Any]]]:
+    """Train so many rounds on the server's machine; gives the events of one name that were told meanwhile."""
+
+    def train(rounds: int, name: str) -> list[dict[str, Any]]:
+        job = small_job(tmp_path / "run", tiny_model, shares, rounds=rounds)
+        monkeypatch.setenv("ATALAIA_RUN_FOLDER", str(job.run_folder))
+        train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
+        return [event for event in read_events(job.run_folder)[0] if event["event"] == name]
+
+    return train
 
 
-def test_the_model_is_loaded_once_for_all_clients_and_rounds(
-    tmp_path: Path, tiny_model: Path, shares: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = small_job(tmp_path / "run", tiny_model, shares, rounds=2)
-    monkeypatch.setenv("ATALAIA_RUN_FOLDER", str(job.run_folder))
-    train_federation(LocalGrid(job, client_app.app), job)  # type: ignore[arg-type]
-    assert len([event for event in read_events(job.run_folder)[0] if event["event"] == "loaded"]) == 1
+def test_a_client_on_the_servers_machine_tells_each_step(told: Callable[[int, str], list[dict[str, Any]]]) -> None:
+    assert [event["done"] for event in told(1, "client")] == [1, 2, 3] * 2
+
+
+def test_the_model_is_loaded_once_for_all_clients_and_rounds(told: Callable[[int, str], list[dict[str, Any]]]) -> None:
+    assert len(told(2, "loaded")) == 1

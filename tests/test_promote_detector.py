@@ -31,6 +31,7 @@ from tasks.promote_detector import promote
 
 BLOCKS, ANOMALIES = 60, 22
 TOKENS = TokenRule(max_tokens=96)
+_TABLES = ("sequences", "windows")
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +62,19 @@ def _labelled(data: Mapping[str, Stage], home: Layout, key: str, anomalous: np.n
     return {**data, "tokenized": new.done}
 
 
-def _scores(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage]) -> np.ndarray:
-    """Each window's mean surprise by the adapter in a folder, straight from the scoring."""
+def _columns(folder: Path, model: Path, home: Layout, sequences: pl.DataFrame) -> dict[str, np.ndarray]:
+    """The scores of sequences by the adapter in a folder, straight from the scoring."""
     loaded = load_model(prepare_model(str(model), home.models))
     adapted = attach_adapter(loaded, Tuning(rank=2), 0)
     load_adapter_arrays(adapted, read_adapter(folder / "adapter.safetensors"))
-    sequences = pl.read_parquet(data["tokenized"].file("sequences.parquet"))
     ids, starts = ([row.to_numpy() for row in sequences[name]] for name in ("token_ids", "message_starts"))
-    windows = pl.read_parquet(data["tokenized"].file("windows.parquet"))
-    return score_sequences(adapted, loaded, ids, starts, (1,))["mean_token"][windows["sequence_id"].to_numpy()]
+    return score_sequences(adapted, loaded, ids, starts, (1,), by_message=True)
+
+
+def _scores(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage]) -> np.ndarray:
+    """Each window's mean surprise by the adapter in a folder."""
+    sequences, windows = (pl.read_parquet(data["tokenized"].file(f"{name}.parquet")) for name in _TABLES)
+    return _columns(folder, model, home, sequences)["mean_token"][windows["sequence_id"].to_numpy()]
 
 
 def _facts(data: Mapping[str, Stage]) -> dict[str, Any]:
@@ -167,13 +172,9 @@ def _usual(data: Mapping[str, Stage]) -> UsualMessages:
 
 def _excesses(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage], usual: UsualMessages) -> np.ndarray:
     """Each window's highest excess by the adapter in a folder, by plain loops."""
-    loaded = load_model(prepare_model(str(model), home.models))
-    adapted = attach_adapter(loaded, Tuning(rank=2), 0)
-    load_adapter_arrays(adapted, read_adapter(folder / "adapter.safetensors"))
-    sequences = pl.read_parquet(data["tokenized"].file("sequences.parquet"))
+    sequences, windows = (pl.read_parquet(data["tokenized"].file(f"{name}.parquet")) for name in _TABLES)
     texts = dict(pl.read_parquet(data["tokenized"].file("messages.parquet")).select("message_id", "text").iter_rows())
-    ids, starts = ([row.to_numpy() for row in sequences[name]] for name in ("token_ids", "message_starts"))
-    columns = score_sequences(adapted, loaded, ids, starts, (1,), by_message=True)
+    columns = _columns(folder, model, home, sequences)
     known = dict(zip(usual.messages.tolist(), zip(usual.means, usual.deviations, strict=True), strict=True))
     scores = []
     for messages, surprises in zip(sequences["message_ids"].to_list(), columns["message_surprise"], strict=True):
@@ -182,7 +183,6 @@ def _excesses(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage]
             mean, deviation = known.get(message_hash(texts[message]), (0.0, 0.0))
             excess.append((surprise - mean) / (1 + deviation))
         scores.append(max(excess))
-    windows = pl.read_parquet(data["tokenized"].file("windows.parquet"))
     return np.array(scores)[windows["sequence_id"].to_numpy()]
 
 
