@@ -5,13 +5,13 @@ from contextlib import contextmanager, nullcontext
 
 from prefect import flow
 
-from flows.ahead import ready_meanwhile
 from flows.config import RunConfig
 from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import command_of
 from flows.timing import Stopwatch, timing
 from flows.train import run_id_of, starting_adapter, train_where_possible, trained_at_rest
+from flows.warm_up import ready_meanwhile
 from storage.datasets import resolve
 from storage.executions import record_execution
 from storage.layout import current

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from flows import ahead
-from flows.ahead import ready_meanwhile
+from flows import warm_up
+from flows.warm_up import ready_meanwhile
 from storage.layout import Layout
 
 _FRESH = """
 import sys
 from pathlib import Path
-from flows.ahead import ready_meanwhile
+from flows.warm_up import ready_meanwhile
 from storage.layout import Layout
 wanted = {"mlflow", "torch", "transformers.modeling_utils", "peft", "fl.scoring"}
 assert not wanted & set(sys.modules)
@@ -39,8 +39,8 @@ def test_after_the_block_the_store_is_there_and_the_libraries_are_imported(
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The imports that were made, which are none here."""
     made: list[str] = []
-    monkeypatch.setattr(ahead, "_import_scoring", lambda: made.append("scoring"))
-    monkeypatch.setattr(ahead, "_import_libraries", lambda: made.append("libraries"))
+    monkeypatch.setattr(warm_up, "_import_scoring", lambda: made.append("scoring"))
+    monkeypatch.setattr(warm_up, "_import_libraries", lambda: made.append("libraries"))
     return made
 
 
@@ -50,7 +50,7 @@ def test_a_store_that_cannot_be_opened_stops_neither_the_block_nor_the_imports(
     def refuse(layout: Layout) -> None:
         raise OSError(f"no room in {layout.home}")
 
-    monkeypatch.setattr(ahead, "open_store", refuse)
+    monkeypatch.setattr(warm_up, "open_store", refuse)
     with ready_meanwhile(Layout(tmp_path)):
         pass
     assert steps == ["scoring", "libraries"]
@@ -60,7 +60,7 @@ def test_after_an_error_no_further_step_begins(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening = threading.Event()
-    monkeypatch.setattr(ahead, "open_store", lambda layout: opening.wait(60))
+    monkeypatch.setattr(warm_up, "open_store", lambda layout: opening.wait(60))
     with pytest.raises(KeyboardInterrupt), ready_meanwhile(Layout(tmp_path)):
         threading.Timer(0.5, opening.set).start()
         raise KeyboardInterrupt
