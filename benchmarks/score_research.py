@@ -24,6 +24,7 @@ CASES = (
     ("headline", "hdfs", "default", AS_IT_IS),
     ("large", "hdfs", "large", AS_IT_IS),
     ("bgl", "bgl", "default", AS_IT_IS),
+    ("untouched", "hdfs", "default", AS_IT_IS),
     *(("headline", "hdfs", "default", change) for change in CHANGES),
     *(("bgl", "bgl", "default", change) for change in CHANGES),
 )

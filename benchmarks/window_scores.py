@@ -11,13 +11,17 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from benchmarks.experiment_data import AS_IT_IS, Corpus
+from fl.rarity import rarity
 from fl.scoring import message_surprise
+from fl.usual_messages import message_surprises, usual_messages
 
 Scores = dict[str, np.ndarray]
 END = -1
 """Stands for the window's end among messages."""
 _PARTS = ("mean_token", "max_excess", "top3_excess", "end_excess", "count_distance")
 """What is combined: one of each sort."""
+NEW_WINDOWS = (1, 2, 3, 4, 8)
+"""How many windows the assumption weighs that a message is new (fl/usual_messages.py)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def window_scores(
         if untouched is not None and number in untouched.surprise:
             row["gain"] = row["mean_token"] - float(untouched.surprise[number].mean())
     columns = _columns(table, len(corpus.token_ids))
+    columns |= _shrunk(corpus, found, columns["mean_token"], calibration)
     columns |= _novelty(corpus, _windows(corpus, split, "train", order), list(table))
     return columns | _combined({name: columns[name] for name in _PARTS}, calibration)
 
@@ -124,6 +129,22 @@ def _excesses(
     }
 
 
+def _shrunk(corpus: Corpus, found: Predicted, mean_token: np.ndarray, calibration: np.ndarray) -> Scores:
+    """The highest excess with usual surprises that few windows tell nothing of, and the rarer of it and the mean."""
+    numbers = sorted(found.surprise)
+    told = [message_surprise(found.surprise[number], corpus.message_starts[number]) for number in numbers]
+    texts = [corpus.message_ids[number].astype(np.uint64) + np.uint64(1) for number in numbers]
+    packed, times = message_surprises(texts, told), np.bincount(calibration, minlength=len(corpus.token_ids))
+    columns: Scores = {}
+    for weight in NEW_WINDOWS:
+        excess = np.full(len(corpus.token_ids), np.nan)
+        excess[numbers] = usual_messages(packed, times[numbers], weight).excess(packed)
+        rare = [rarity(column, np.sort(column[calibration])) for column in (mean_token, excess)]
+        columns[f"max_z, {weight} new"] = excess
+        columns[f"rarest mean_token|max_z, {weight} new"] = np.max(rare, axis=0)
+    return columns
+
+
 def _novelty(corpus: Corpus, train: np.ndarray, numbers: Sequence[int]) -> Scores:
     """How far a window's message counts are from the nearest training window's, and how many pairs are new."""
     size = 1 + max(int(window.max()) for window in corpus.message_ids)
@@ -147,7 +168,7 @@ def _counts(corpus: Corpus, number: int, size: int) -> np.ndarray:
 
 def _combined(parts: Scores, calibration: np.ndarray) -> Scores:
     """Pairs and triples: Fisher's sum of -log p, and the smallest p, with p by the calibration windows."""
-    rare = {name: rarity(values, values[calibration]) for name, values in parts.items()}
+    rare = {name: rarity(values, np.sort(values[calibration])) for name, values in parts.items()}
     found = {}
     for size in (2, 3):
         for names in combinations(rare, size):
@@ -155,16 +176,3 @@ def _combined(parts: Scores, calibration: np.ndarray) -> Scores:
             found[f"fisher {'+'.join(names)}"] = stacked.sum(axis=0)
             found[f"rarest {'|'.join(names)}"] = stacked.max(axis=0)
     return found
-
-
-def rarity(values: np.ndarray, calibration: np.ndarray) -> np.ndarray:
-    """-log of the share of calibration windows that score at least as high, going on linearly above them all.
-
-    Beyond the highest calibration score there is no share to count: each distance as long as from the upper tenth's
-    mean to the highest adds one nat, as an exponential tail would.
-    """
-    ordered = np.sort(calibration)
-    above = len(ordered) - np.searchsorted(ordered, values, side="left")
-    tail = ordered[int(0.9 * len(ordered)) :]
-    scale = max(float(ordered[-1] - tail.mean()), 1e-9 + 1e-3 * abs(float(ordered[-1])))
-    return -np.log((1 + above) / (1 + len(ordered))) + np.maximum(0, values - ordered[-1]) / scale

@@ -1,4 +1,4 @@
-"""The scores that windows are judged by, of the columns of fl/scoring.py and fl/usual_messages.py; needs no torch."""
+"""The scores that windows are judged by, of the columns of fl/scoring.py and fl/rarity.py; needs no torch."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -6,12 +6,14 @@ from typing import Literal, get_args
 import numpy as np
 
 from fl.errors import ScoreError
-from fl.usual_messages import EXCESS
+from fl.rarity import RARITY
 
-ScoreName = Literal["top_k", "unaligned", "max_excess", "mean_token", "max_token", "mean_message", "max_message"]
+ScoreName = Literal[
+    "top_k", "unaligned", "rarity", "max_excess", "mean_token", "max_token", "mean_message", "max_message"
+]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 SURPRISE_SCORES = tuple(name for name in SCORE_NAMES if name not in {"top_k", "unaligned"})
-DEFAULT_SCORE: ScoreName = EXCESS
+DEFAULT_SCORE: ScoreName = RARITY
 """Where labels do not choose: best on the validation windows of HDFS and BGL taken together (docs/results)."""
 
 

@@ -15,7 +15,6 @@ import torch
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs, edge_slices
 from fl.tree_attention import float_logits, hidden_states, logit_rows, output_head, tree_attention
-from fl.usual_messages import SURPRISES
 from fl.vocabulary import best_tokens, log_sum_exp_
 
 Tell = Callable[[float, float | None, str], None]
@@ -183,7 +182,7 @@ def score_columns(
     names = rows[0] if rows else {}
     columns = {name: np.array([row[name] for row in rows]) for name in names}
     if by_message:
-        columns[SURPRISES] = np.fromiter(surprises, dtype=object, count=len(surprises))
+        columns["message_surprise"] = np.fromiter(surprises, dtype=object, count=len(surprises))
     return columns
 
 

@@ -15,9 +15,18 @@ Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
 EXCESS: Literal["max_excess"] = "max_excess"
 SURPRISES = "message_surprise"
-"""The column that it is made of: for each window the surprises of its messages that were read, its end's last."""
+"""The column that it is made of: for each window the surprises of its messages that were read, its end's last.
+
+fl/scoring.py spells it out, since what that imports decides whether kept scores still count.
+"""
 END = np.uint64(0)
 """Stands for a window's end, which counts as a message."""
+NEW_WINDOWS = 3.0
+"""How many windows the assumption weighs that a message is new, its usual surprise 0.
+
+With 2 to 4 windows are found alike; with 1 reworded messages raise alarms, with 8 all rare ones; measured in
+docs/results/experiments.md.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,18 +56,20 @@ def message_surprises(messages: Sequence[Hashes], surprises: Sequence[npt.NDArra
 
 @dataclass(frozen=True)
 class UsualMessages:
-    """Mean and standard deviation of each message's surprise in normal windows, nats."""
+    """How surprising each message is in normal windows, nats."""
 
     messages: Hashes
     """Distinct, in rising order."""
     means: Floats
+    """Its mean surprise times n / (n + `NEW_WINDOWS`), where n windows hold it: what few have seen is hardly usual."""
     deviations: Floats
+    """Standard deviation of its surprise."""
 
     def excess(self, found: MessageSurprises) -> Floats:
         """Of each window the highest (surprise - mean) / (1 + deviation) of a message.
 
         The 1, a nat, keeps messages that hardly vary from deciding by nothing. A message that is in none of the normal
-        windows counts in full: its usual surprise is 0.
+        windows counts in full.
         """
         if not len(found.lengths):
             return np.zeros(0)
@@ -72,7 +83,7 @@ class UsualMessages:
         return np.maximum.reduceat(excess, starts)
 
 
-def usual_messages(found: MessageSurprises, windows: npt.ArrayLike) -> UsualMessages:
+def usual_messages(found: MessageSurprises, windows: npt.ArrayLike, new_windows: float = NEW_WINDOWS) -> UsualMessages:
     """What is usual where the i-th of `found` stands for `windows[i]` normal windows; 0 leaves it out."""
     weight = np.repeat(np.asarray(windows, np.float64), found.lengths)
     counted = weight > 0
@@ -81,4 +92,7 @@ def usual_messages(found: MessageSurprises, windows: npt.ArrayLike) -> UsualMess
     total = np.bincount(which, weight, len(messages))
     means = np.bincount(which, weight * surprises, len(messages)) / total
     spread = np.bincount(which, weight * (surprises - means[which]) ** 2, len(messages)) / total
-    return UsualMessages(messages, means, np.sqrt(spread))
+    window = np.repeat(np.arange(len(found.lengths)), found.lengths)[counted]
+    once = np.unique(window * len(messages) + which, return_index=True)[1]
+    holding = np.bincount(which[once], weight[once], len(messages))
+    return UsualMessages(messages, means * holding / (holding + new_windows), np.sqrt(spread))

@@ -59,7 +59,7 @@ class DetectionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     score: Literal["auto", ScoreName] = "auto"
-    """The score that decides; auto: the best on the validation split, max_excess where there are too few labels."""
+    """The score that decides; auto: the best on the validation split, rarity where there are too few labels."""
     k: int | None = None
     """K of the top_k and unaligned scores; None: the best on the validation split."""
     false_alarm_rate: float = Field(default=0.002, gt=0, lt=1)

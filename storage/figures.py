@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from storage.pictures import ANOMALOUS, MODEL, NORMAL, RULE, SEQUENCE, Picture, log_axis, marker, picture, save
 
 SURPRISE_COLOURS = {
-    "max_excess": "#117733",
+    "rarity": "#117733",
+    "max_excess": "#44aa99",
     "max_token": "#cc3311",
     "mean_token": "#ee9944",
     "max_message": "#882255",
@@ -22,6 +23,7 @@ SURPRISE_COLOURS = {
 }
 THRESHOLD_STYLES = {"label_free": "-", "validated": "--", "oracle": ":"}
 SURPRISE_WORDS = {
+    "rarity": "rarity",
     "max_excess": "highest excess of a message",
     "max_token": "highest token surprise",
     "mean_token": "mean token surprise",

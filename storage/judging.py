@@ -2,8 +2,8 @@
 
 A detector's folder holds `adapter.safetensors`, `detector.json` (everything that decides: base model by name and hash,
 tuning, score, K, threshold, log format, window rule, masks, token rule), `calibration_scores.parquet`, for the score
-`max_excess` what is usual of each message, and what storage/normal_windows.py adds of normal windows. One whose weights
-are merged holds the model instead of the adapter.
+`rarity` or `max_excess` what is usual (`USUAL`), and what storage/normal_windows.py adds of normal windows. One whose
+weights are merged holds the model instead of the adapter.
 """
 
 import json
@@ -31,8 +31,9 @@ from storage.windows import WindowRule
 FACTS = "detector.json"
 ADAPTER = "adapter.safetensors"
 CALIBRATION = "calibration_scores.parquet"
-USUAL = "usual_messages.parquet"
-"""What is usual of each message: message_hash, mean and deviation of its surprise, nats."""
+USUAL_MESSAGES, CALIBRATED = USUAL = "usual_messages.parquet", "usual_scores.parquet"
+"""Of each message message_hash, mean and deviation of its surprise, nats, as fl/usual_messages.py has them usual; of
+calibration windows the scores that `rarity` is made of, each column in rising order."""
 IN_FOLDER = "."
 """The name of a base model that lies in the detector's own folder."""
 ROUNDING = 1e-5
@@ -48,14 +49,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def read_usual(folder: Path) -> Any:  # noqa: ANN401 (fl.usual_messages.UsualMessages)
-    """What a detector takes for usual of each message; raises SourceError where its folder does not say."""
+def read_usual(folder: Path) -> Any:  # noqa: ANN401 (fl.rarity.UsualWindows)
+    """What a detector takes for usual; raises SourceError where its folder does not say."""
     try:
-        table = pl.read_parquet(folder / USUAL)
+        messages, scores = (pl.read_parquet(folder / name) for name in USUAL)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise SourceError(f"The detector in {folder} has no readable {USUAL}; register it again.") from error
-    columns = [table[name].to_numpy() for name in ("message_hash", "mean", "deviation")]
-    return learning("usual_messages").UsualMessages(*columns)
+        named = " and ".join(USUAL)
+        raise SourceError(f"The detector in {folder} has no readable {named}; register it again.") from error
+    columns = [messages[name].to_numpy() for name in ("message_hash", "mean", "deviation")]
+    known = learning("usual_messages").UsualMessages(*columns)
+    return learning("rarity").UsualWindows(known, {name: scores[name].to_numpy() for name in scores.columns})
 
 
 class Judge:
@@ -130,14 +133,14 @@ class Judge:
             return
         model, loaded = self.model
         usual = learning("usual_messages")
-        k, is_excess = self.facts["k"], self.facts["score"] == usual.EXCESS
+        k, by_message = self.facts["k"], self.facts["score"] in learning("rarity").USUAL_SCORES
         ids, starts = ([getattr(composed[row], part) for row in missing.values()] for part in ("ids", "starts"))
         score_sequences = learning("scoring").score_sequences
-        columns = score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress, by_message=is_excess)
-        if is_excess:
+        columns = score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress, by_message=by_message)
+        if by_message:
             messages = _hashes(windows, list(missing.values()))
             found = usual.message_surprises(messages, columns[usual.SURPRISES].tolist())
-            columns[usual.EXCESS] = read_usual(self.folder).excess(found)
+            columns |= read_usual(self.folder).columns(found, columns["mean_token"])
         scores = learning("anomaly_scores").anomaly_score(columns, self.facts["score"], k)
         self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
         self.computed += len(missing)

@@ -249,6 +249,7 @@ def score_name(findings: dict[str, Any]) -> str:
     words = {
         "top_k": f"tokens outside the top {findings['k']}",
         "unaligned": f"tokens outside all top-{findings['k']} predictions of the window (reference code)",
+        "rarity": "rarity among normal windows",
         "max_excess": "highest excess of a message over its usual surprise",
         "mean_token": "mean surprise of a token",
         "max_token": "highest surprise of a token",

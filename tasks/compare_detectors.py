@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from fl.promotion import MARGIN, Candidate, Decision, decide
-from fl.usual_messages import EXCESS, SURPRISES, UsualMessages
+from fl.rarity import USUAL_SCORES, UsualWindows
+from fl.usual_messages import SURPRISES
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec
 from storage.errors import RegistryError
@@ -22,7 +23,7 @@ from storage.masks import MaskRules, mask_log
 from storage.registry import Version, detector_folder
 from storage.stages import Stage, load_stage
 from storage.tokens import TokenRule, tokenize_windows
-from tasks.message_excess import excess_of, message_hashes
+from tasks.usual_scores import message_hashes, usual_scores
 
 Facts = Mapping[str, Any]
 _READING = ("mask", "tokens")
@@ -84,7 +85,7 @@ def _judged_windows(version: Version, facts: Facts) -> pl.DataFrame:
 def _candidate(called: str, folder: Path, facts: Facts, windows: pl.DataFrame, tokenized: Stage) -> Candidate:
     """The detector in a folder, judged on the windows as `tokenized` has them."""
     adapter = CommittedRound(int(facts.get("round", 0)), folder, facts["adapter_hash"], {})
-    usual = read_usual(folder) if facts["score"] == EXCESS else None
+    usual = read_usual(folder) if facts["score"] in USUAL_SCORES else None
     return _judged(called, adapter, facts, windows, tokenized, float(facts["threshold"]), usual)
 
 
@@ -111,14 +112,14 @@ def _judged(
     windows: pl.DataFrame,
     tokenized: Stage,
     threshold: float,
-    usual: UsualMessages | None = None,
+    usual: UsualWindows | None = None,
 ) -> Candidate:
-    """`usual`: what the detector takes for usual of each message; None: what its calibration windows here have."""
+    """`usual`: what the detector takes for usual; None: what its calibration windows here are like."""
     from fl.anomaly_scores import anomaly_score
 
     columns = _scores(called, adapter, facts, windows, tokenized)
-    if facts["score"] == EXCESS:
-        columns = columns.with_columns(pl.Series(EXCESS, _excess(columns, tokenized, usual)))
+    if facts["score"] in USUAL_SCORES:
+        columns = columns.with_columns(**_by_what_is_usual(columns, tokenized, usual))
     numbers = {name: columns[name].to_numpy() for name in columns.columns if name != SURPRISES}
     scores = anomaly_score(numbers, facts["score"], facts["k"])
     validation, calibration = ((columns["split"] == split).to_numpy() for split in ("validation", "calibration"))
@@ -133,13 +134,14 @@ def _judged(
     )
 
 
-def _excess(columns: pl.DataFrame, tokenized: Stage, usual: UsualMessages | None) -> np.ndarray:
-    """The score `max_excess` of each window, by what is usual of its messages."""
+def _by_what_is_usual(columns: pl.DataFrame, tokenized: Stage, usual: UsualWindows | None) -> dict[str, pl.Series]:
+    """The scores of each window that need to know what is usual."""
     messages = pl.read_parquet(tokenized.file("sequences.parquet"), columns=["sequence_id", "message_ids"])
-    read = columns.select("sequence_id", "split", SURPRISES)
+    read = columns.select("sequence_id", "split", SURPRISES, "mean_token")
     read = read.join(messages, on="sequence_id", how="left", maintain_order="left")
     known = (read["split"] == "calibration").cast(pl.Int64) if usual is None else usual
-    return excess_of(read, message_hashes(Path(tokenized.path)), known)[0]
+    found, _ = usual_scores(read, message_hashes(Path(tokenized.path)), known)
+    return {name: pl.Series(values) for name, values in found.items()}
 
 
 def _scores(

@@ -193,10 +193,10 @@ class _Detection:
 
 def score_file(folder: Path, layout: Layout) -> Path:
     """Where a detector's scores of windows lie: apart for every model, adapter, score and scoring source."""
-    facts, usual = read_facts(folder), folder / USUAL
+    facts, usual = read_facts(folder), [folder / name for name in USUAL]
     code = source_hash(["fl.scoring", "fl.anomaly_scores", "fl.adapter"])
     how = [facts["model"], facts["tuning"], facts["score"], facts["k"], code]
-    how += [hash_file(usual)] if usual.is_file() else []
+    how += [hash_file(path) for path in usual if path.is_file()]
     name = hashlib.sha256(repr(how).encode()).hexdigest()[:16]
     adapter = facts.get("adapter_hash") or "untouched"
     return layout.scores / f"detect-{name}" / f"{adapter}.parquet"

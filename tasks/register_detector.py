@@ -56,8 +56,9 @@ def register_detector(
     folder = _write_detector(new.path / "detector", found, summary.findings, _calibration(evaluated), how | lineage)
     shutil.copyfile(report.file("report.md"), folder / "report.md")
     write_normal_windows(folder, Path(data["tokenized"].path), evaluated.file("window_scores.parquet"))
-    if (usual := Path(evaluated.path) / USUAL).is_file():
-        shutil.copyfile(usual, folder / USUAL)
+    for usual in USUAL:
+        if (kept := Path(evaluated.path) / usual).is_file():
+            shutil.copyfile(kept, folder / usual)
     files = [report.file("report.html"), report.file("report.json"), *sorted(Path(figures.path).glob("*.png"))]
     tags = _tags(facts, found, base, data)
     told = _description(summary)

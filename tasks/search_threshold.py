@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 
 from fl.calibration import ThresholdRule
-from fl.usual_messages import EXCESS, SURPRISES, UsualMessages
+from fl.rarity import USUAL_SCORES, UsualWindows
+from fl.usual_messages import SURPRISES
 from storage.adapters import committed_rounds
 from storage.misses import with_messages
 from storage.stages import NewStage, Stage
-from tasks.message_excess import calibration_windows, excess_of, message_hashes, write_usual
 from tasks.stage_task import stage
+from tasks.usual_scores import calibration_windows, message_hashes, usual_scores, write_usual
 
 if TYPE_CHECKING:
     from fl.metrics_table import Windows
@@ -57,7 +58,7 @@ def search_threshold(
     kept = ["window_id", "sequence_hash", "split", "label", "kind"]
     scores = pl.Series("score", found.window_scores, nan_to_null=True)
     table.select(kept).with_columns(scores).write_parquet(new.path / "window_scores.parquet")
-    if found.findings["score"] == EXCESS:
+    if found.findings["score"] in USUAL_SCORES:
         write_usual(messages.usual[found.findings["round"]], new.path)
     how = (false_alarm_rate, seed, threshold)
     judged = _judge_baselines(new.path, baselines, windows, *how) if baselines else ([], {})
@@ -124,26 +125,25 @@ def windows_of(table: pl.DataFrame) -> "Windows":
 
 
 class _Messages:
-    """The messages of sequences, and what is usual of them by each round's model."""
+    """The messages of sequences, and what is usual by each round's model."""
 
     def __init__(self, tokenized: Stage, table: pl.DataFrame) -> None:
         self._hashes = message_hashes(Path(tokenized.path))
         sequences = pl.read_parquet(tokenized.file("sequences.parquet"), columns=["sequence_id", "message_ids"])
         self._sequences = sequences.with_columns(windows=calibration_windows(table, sequences["sequence_id"]))
-        self.usual: dict[int, UsualMessages] = {}
+        self.usual: dict[int, UsualWindows] = {}
         """By round."""
 
-    def excess(self, number: int, scores: pl.DataFrame) -> pl.DataFrame:
-        """sequence_id and `max_excess` of the sequences that a round's model has scored."""
-        scored = scores.select("sequence_id", SURPRISES).join(self._sequences, on="sequence_id", how="left")
-        excess, self.usual[number] = excess_of(scored, self._hashes, scored["windows"])
-        return scored.select("sequence_id", pl.Series(EXCESS, excess))
+    def scores(self, number: int, scores: pl.DataFrame) -> pl.DataFrame:
+        """The scores of a round's model with `max_excess` and `rarity`, instead of the surprises they come from."""
+        scored = scores.join(self._sequences, on="sequence_id", how="left", maintain_order="left")
+        columns, self.usual[number] = usual_scores(scored, self._hashes, scored["windows"])
+        return scores.drop(SURPRISES).with_columns(**{name: pl.Series(values) for name, values in columns.items()})
 
 
 def _columns(scored: Stage, number: int, table: pl.DataFrame, messages: _Messages) -> dict[str, np.ndarray]:
     """Score columns by sequence id; NaN for sequences that were not scored."""
-    scores = pl.read_parquet(scored.file(f"round-{number:04d}.parquet"))
-    scores = scores.join(messages.excess(number, scores), on="sequence_id", how="left").drop(SURPRISES)
+    scores = messages.scores(number, pl.read_parquet(scored.file(f"round-{number:04d}.parquet")))
     sequences = pl.DataFrame({"sequence_id": range(int(table["sequence_id"].max() or 0) + 1)})  # type: ignore[arg-type]
     ids = sequences.with_columns(pl.col("sequence_id").cast(scores.schema["sequence_id"]))
     full = ids.join(scores, on="sequence_id", how="left", maintain_order="left")

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from fl.hyperparameters import Tuning
-from fl.usual_messages import EXCESS, SURPRISES, UsualMessages
+from fl.rarity import USUAL_SCORES, UsualWindows
+from fl.usual_messages import SURPRISES
 from storage.datasets import DatasetSpec
 from storage.detection import DetectConfig, Outcome
 from storage.normal_windows import write_normal_windows
@@ -20,8 +21,8 @@ from storage.progress import Progress, silent
 from storage.stages import Stage
 from storage.tables import list_column
 from tasks.detect_anomalies import detect_anomalies
-from tasks.message_excess import calibration_windows, excess_of, message_hashes, write_usual
 from tasks.site_windows import HELD_OUT, Reading
+from tasks.usual_scores import calibration_windows, message_hashes, usual_scores, write_usual
 
 if TYPE_CHECKING:
     from fl.calibration import ThresholdRule
@@ -49,8 +50,8 @@ class Judged:
     """Calibration and held-out windows: window_id, split, sequence_hash, score, loss_sum, loss_tokens."""
     threshold: float
     seconds: float
-    usual: UsualMessages | None = None
-    """What is usual of each message, for the score that needs it."""
+    usual: UsualWindows | None = None
+    """What is usual, for the scores that need to know."""
 
     def numbers(self, number: int, alerts: int) -> dict[str, float]:
         """What the site tells of them, as fl/declared.py names it."""
@@ -87,12 +88,14 @@ def judge_windows(
     table, sequences = _judged_windows(windows)
     ids = [np.asarray(each, np.int64) for each in sequences["token_ids"].to_list()]
     starts = [np.asarray(each, np.int64) for each in sequences["message_starts"].to_list()]
-    is_excess, usual = judging.score == EXCESS, None
-    columns = score_sequences(model, loaded, ids, starts, (judging.k or 1,), progress=progress, by_message=is_excess)
-    if is_excess:
-        read = sequences.with_columns(list_column(columns[SURPRISES].tolist(), pl.Float64()).alias(SURPRISES))
+    by_message, usual = judging.score in USUAL_SCORES, None
+    columns = score_sequences(model, loaded, ids, starts, (judging.k or 1,), progress=progress, by_message=by_message)
+    if by_message:
+        surprises = list_column(columns[SURPRISES].tolist(), pl.Float64()).alias(SURPRISES)
+        read = sequences.with_columns(surprises, mean_token=pl.Series(columns["mean_token"]))
         known = calibration_windows(table, sequences["sequence_id"])
-        columns[EXCESS], usual = excess_of(read, message_hashes(windows.file("tokenized")), known)
+        found, usual = usual_scores(read, message_hashes(windows.file("tokenized")), known)
+        columns |= found
     scored = sequences.select("sequence_id", "sequence_hash").with_columns(
         score=pl.Series(anomaly_score(columns, judging.score, judging.k)),
         loss_sum=pl.Series(columns["loss_sum"]),

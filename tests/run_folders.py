@@ -73,7 +73,7 @@ def save_run(
     sequence = np.where(label == 1, 500 + draws.integers(0, 50, WINDOWS), draws.integers(0, 500, WINDOWS))
     surprise = np.random.default_rng(facts.seed).normal(0, 1 + noise, 550) + 6 * (np.arange(550) >= 500)
     windows = Windows(sequence, split, label, sequence.astype(np.uint32), np.ones(WINDOWS, np.int64), None)
-    columns: dict[str, npt.NDArray[Any]] = {"max_excess": surprise, "loss_sum": surprise, "loss_tokens": np.ones(550)}
+    columns: dict[str, npt.NDArray[Any]] = {"rarity": surprise, "loss_sum": surprise, "loss_tokens": np.ones(550)}
     found = evaluate(windows, {0: columns, facts.rounds: columns}, seed=facts.seed)
     folder = layout.run(facts.run_id)
     record_run(facts, layout)

@@ -44,7 +44,7 @@ def _columns(noise: float, seed: int = 0) -> dict[str, np.ndarray]:
     """Scores of the eight sequences: the anomalous ones higher, more or less."""
     generator = np.random.default_rng(seed)
     surprise = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 1.0, 0.35, 0.5]) + generator.normal(0, noise, 8)
-    columns = {name: surprise * (1 + i) for i, name in enumerate(("max_excess", "max_token", "mean_message"))}
+    columns = {name: surprise * (1 + i) for i, name in enumerate(("rarity", "max_token", "mean_message"))}
     columns |= {f"top_{k}": 1 - surprise / k for k in (1, 3)} | {f"unaligned_{k}": surprise * 0 for k in (1, 3)}
     return columns | {"loss_sum": surprise * 10, "loss_tokens": np.full(8, 10)}
 
@@ -201,7 +201,7 @@ def test_findings_are_json_and_the_same_twice(evaluation: Evaluation) -> None:
 def test_logs_without_labels_get_a_threshold_and_a_note_but_no_f1() -> None:
     windows, _ = _windows(known=False)
     found = evaluate(windows, {0: _columns(0.0)})
-    assert found.findings["score"] == "max_excess"
+    assert found.findings["score"] == "rarity"
     assert found.findings["headline"] is None
     assert found.findings["label_free"]["f1"] is None
     assert found.findings["label_free"]["flagged"] > 0
@@ -215,12 +215,12 @@ def test_the_rule_that_is_asked_for_gives_every_label_free_threshold() -> None:
     windows, _ = _windows()
     calibration = np.flatnonzero(windows.split == "calibration")
     windows.sequence[calibration[:6]] = 7
-    found = evaluate(windows, {0: _columns(0.0)}, "max_excess", rule="tail")
-    expected = tail_threshold(_columns(0.0)["max_excess"][windows.sequence[calibration]], 0.002)
+    found = evaluate(windows, {0: _columns(0.0)}, "rarity", rule="tail")
+    expected = tail_threshold(_columns(0.0)["rarity"][windows.sequence[calibration]], 0.002)
     assert (
         found.findings["label_free"]["threshold"]
         == expected
-        != evaluate(windows, {0: _columns(0.0)}, "max_excess").findings["label_free"]["threshold"]
+        != evaluate(windows, {0: _columns(0.0)}, "rarity").findings["label_free"]["threshold"]
     )
     assert found.findings["threshold_rule"] == "tail"
     assert any("exponential tail" in note for note in found.findings["notes"])
@@ -244,7 +244,7 @@ def test_windows_without_a_label_are_left_out_and_counted() -> None:
 
 def test_the_score_names_are_those_of_the_columns_with_the_default_first() -> None:
     names = score_names(_columns(0.0))
-    assert names[0] == ("max_excess", None)
+    assert names[0] == ("rarity", None)
     assert names[3:] == [("top_k", 1), ("top_k", 3), ("unaligned", 1), ("unaligned", 3)]
 
 
@@ -276,4 +276,4 @@ def test_without_test_windows_there_is_still_a_chosen_score() -> None:
     assert found["headline"] is None
     assert found["windows"] is None
     assert found["most_anomalous"] == []
-    assert found["score"] == "max_excess"
+    assert found["score"] == "rarity"

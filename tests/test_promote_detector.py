@@ -14,6 +14,7 @@ from staged_data import prepared_stages
 from fl.adapter import adapter_arrays, adapter_hash, attach_adapter, load_adapter_arrays, read_adapter
 from fl.hyperparameters import Tuning
 from fl.model import load_model, prepare_model
+from fl.rarity import USUAL_SCORES, UsualWindows, rarity
 from fl.scoring import score_sequences
 from fl.thresholds import metrics_at
 from fl.usual_messages import UsualMessages
@@ -26,8 +27,8 @@ from storage.registry import CHAMPION, find_version, register_detector
 from storage.stages import Stage, new_stage
 from storage.tokens import TokenRule
 from storage.tracking import log_run, tracking_client
-from tasks.message_excess import write_usual
 from tasks.promote_detector import promote
+from tasks.usual_scores import write_usual
 
 BLOCKS, ANOMALIES = 60, 22
 TOKENS = TokenRule(max_tokens=96)
@@ -143,18 +144,21 @@ def test_the_better_one_on_the_same_labelled_windows_becomes_champion(
     assert not _comparison("labels", third, f"version-{second}")["promoted"]
 
 
-def test_detectors_by_unusual_messages_are_judged_by_what_each_takes_for_usual(
-    home: Layout, tiny_model: Path, data: dict[str, Stage]
+@pytest.mark.parametrize("score", USUAL_SCORES)
+def test_detectors_that_know_what_is_usual_are_judged_by_what_each_takes_for_it(
+    score: str, home: Layout, tiny_model: Path, data: dict[str, Stage]
 ) -> None:
     folder = _folder(home, tiny_model, "u0", data, seed=1, noise=0.2)
-    usual, nothing = _usual(data), UsualMessages(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0))
-    ours, theirs = (_excesses(folder, tiny_model, home, data, known) for known in (usual, nothing))
+    scores = {"mean_token": np.sort(_scores(folder, tiny_model, home, data)), "max_excess": np.arange(90.0)}
+    nothing = UsualWindows(UsualMessages(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0)), scores)
+    usual = UsualWindows(_usual(data), scores)
+    ours, theirs = (_unusual(score, folder, tiny_model, home, data, known) for known in (usual, nothing))
     validation = np.arange(1, len(ours), 2)
     threshold = float(np.sort(ours[validation])[-ANOMALIES - 1])
     expected = metrics_at(theirs[validation], (ours > threshold)[validation], threshold).f1
     assert expected < 0.99
     labelled = _labelled(data, home, "unusual", np.flatnonzero(ours > threshold))
-    how: dict[str, Any] = {"seed": 1, "noise": 0.2, "threshold": threshold, "score": "max_excess"}
+    how: dict[str, Any] = {"seed": 1, "noise": 0.2, "threshold": threshold, "score": score}
     for name, known in (("u1", nothing), ("u2", usual)):
         folder = _folder(home, tiny_model, name, labelled, **how)
         write_usual(known, folder)
@@ -170,12 +174,15 @@ def _usual(data: Mapping[str, Stage]) -> UsualMessages:
     return UsualMessages(np.array(hashes, np.uint64), means, np.sqrt(means))
 
 
-def _excesses(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage], usual: UsualMessages) -> np.ndarray:
-    """Each window's highest excess by the adapter in a folder, by plain loops."""
+def _unusual(
+    score: str, folder: Path, model: Path, home: Layout, data: Mapping[str, Stage], usual: UsualWindows
+) -> np.ndarray:
+    """Each window's highest excess by the adapter in a folder, by plain loops, or how rare that or its mean is."""
     sequences, windows = (pl.read_parquet(data["tokenized"].file(f"{name}.parquet")) for name in _TABLES)
     texts = dict(pl.read_parquet(data["tokenized"].file("messages.parquet")).select("message_id", "text").iter_rows())
     columns = _columns(folder, model, home, sequences)
-    known = dict(zip(usual.messages.tolist(), zip(usual.means, usual.deviations, strict=True), strict=True))
+    told = usual.messages
+    known = dict(zip(told.messages.tolist(), zip(told.means, told.deviations, strict=True), strict=True))
     scores = []
     for messages, surprises in zip(sequences["message_ids"].to_list(), columns["message_surprise"], strict=True):
         excess = [surprises[-1]]
@@ -183,6 +190,9 @@ def _excesses(folder: Path, model: Path, home: Layout, data: Mapping[str, Stage]
             mean, deviation = known.get(message_hash(texts[message]), (0.0, 0.0))
             excess.append((surprise - mean) / (1 + deviation))
         scores.append(max(excess))
+    if score == "rarity":
+        parts = {"mean_token": columns["mean_token"], "max_excess": np.array(scores)}
+        scores = np.maximum(*(rarity(parts[name], usual.scores[name]) for name in parts)).tolist()
     return np.array(scores)[windows["sequence_id"].to_numpy()]
 
 

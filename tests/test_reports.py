@@ -105,7 +105,7 @@ def _findings(known: bool = True, rounds: tuple[int, ...] = (0, 1)) -> dict[str,
     kind = np.array(["odd <kind>" if b else None for b in bad], dtype=object)
     flat, lengths = np.repeat(sequence, 2).astype(np.uint32), np.full(400, 2)
     scores = {
-        number: {"max_excess": surprise[order], "top_1": 1 - surprise, "loss_sum": surprise, "loss_tokens": np.ones(6)}
+        number: {"rarity": surprise[order], "top_1": 1 - surprise, "loss_sum": surprise, "loss_tokens": np.ones(6)}
         for number, order in ((0, generator.permutation(6)), (1, np.arange(6)))
         if number in rounds
     }
@@ -262,7 +262,7 @@ def test_no_table_is_empty_or_ragged() -> None:
 
 def test_every_score_has_a_row_before_and_after_training_and_the_one_that_decides_is_starred() -> None:
     table = score_table(_summary())
-    words = score_name({"score": "max_excess", "k": None})
+    words = score_name({"score": "rarity", "k": None})
     assert [row[0] for row in table.rows] == [f"{words} *", "tokens outside the top 1"]
     assert len(table.columns) == 7
     untouched = score_table(_summary(findings=_findings(rounds=(0,))))

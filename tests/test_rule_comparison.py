@@ -25,7 +25,7 @@ def _windows(seed: int = 0) -> Windows:
 
 
 # The model sees the first kind of anomaly, takes the rare normal sequence for one, and misses the second kind.
-COLUMNS = {"max_excess": np.array([0.1, 0.1, 0.2, 0.9, 0.8, 0.05])}
+COLUMNS = {"rarity": np.array([0.1, 0.1, 0.2, 0.9, 0.8, 0.05])}
 
 
 def test_who_catches_what_adds_up_to_recall_and_false_alarms() -> None:
@@ -33,7 +33,7 @@ def test_who_catches_what_adds_up_to_recall_and_false_alarms() -> None:
     found = evaluate(windows, {0: COLUMNS}, false_alarm_rate=0.05).findings
     caught = found["headline"]["caught"]
     test = windows.split == "test"
-    flagged = COLUMNS["max_excess"][windows.sequence[test]] > found["label_free"]["threshold"]
+    flagged = COLUMNS["rarity"][windows.sequence[test]] > found["label_free"]["threshold"]
     bad = windows.label[test] == 1
     assert caught["both"] + caught["model_only"] == (bad & flagged).sum()
     assert sum(caught[name] for name in ("both", "model_only", "rule_only", "neither")) == bad.sum()

@@ -35,14 +35,14 @@ def test_nothing_but_the_natural_validation_split_and_the_label_free_threshold_d
 def test_without_labels_the_default_is_taken_and_the_reason_says_so() -> None:
     for rows in ([], [_row("max_token", None, None)]):
         name, k, reason = choose_score(rows)
-        assert (name, k) == ("max_excess", None)
+        assert (name, k) == ("rarity", None)
         assert "no labelled anomalies" in reason
 
 
 def test_a_handful_of_anomalies_decides_nothing() -> None:
     rows = [_row("max_token", None, 0.2, anomalies=3), _row("top_k", 1, 1.0, 1.0, anomalies=3)]
     name, k, reason = choose_score(rows)
-    assert (name, k) == ("max_excess", None)
+    assert (name, k) == ("rarity", None)
     assert "has 3 labelled anomalies to choose by, 20 are needed" in reason
 
 

@@ -10,7 +10,7 @@ from benchmarks import gpu_experiments
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora, random_corpus, write_corpora
 from benchmarks.experiment_plan import plan
 from benchmarks.score_research import as_markdown, judged, research
-from benchmarks.window_scores import Predicted, rarity, window_scores
+from benchmarks.window_scores import Predicted, window_scores
 from fl.scoring import TokenScores, score_columns
 
 
@@ -59,15 +59,6 @@ def test_a_window_of_known_counts_has_no_distance_and_each_line_more_adds_one() 
     assert distances[known] == 0 and 0 < distances[0] <= 2
 
 
-def test_rarity_rises_with_the_score_and_goes_on_above_all_calibration_windows() -> None:
-    calibration = np.random.default_rng(0).exponential(1.0, 999)
-    values = np.linspace(0, 40, 200)
-    found = rarity(values, calibration)
-    assert (np.diff(found) >= 0).all() and found[-1] > found[-50] > found[0] == 0
-    middle = rarity(np.array([np.median(calibration)]), calibration)
-    assert middle == pytest.approx(np.log(2), abs=0.01)
-
-
 def test_the_best_on_validation_comes_first_and_perfect_scores_are_perfect() -> None:
     corpus = random_corpus([AS_IT_IS], ["default"], [])
     truth = np.zeros(len(corpus.token_ids))
@@ -85,8 +76,8 @@ def test_the_cases_of_an_experiments_folder_are_judged_and_told(
     assert gpu_experiments.main() == 0
     corpora = gpu_experiments.tiny_corpora([each for each in plan() if each.name in only])
     cases = research(tmp_path, corpora)
-    assert [case["order"] for case in cases][:2] == [AS_IT_IS, "reworded windows 0.05"] and len(cases) == 19
-    assert {"gain", "top_1", "max_excess", "fisher mean_token+count_distance"} <= {
+    assert [case["order"] for case in cases][:3] == [AS_IT_IS, AS_IT_IS, "reworded windows 0.05"] and len(cases) == 20
+    assert {"gain", "top_1", "max_z, 3 new", "fisher mean_token+count_distance"} <= {
         row["score"] for row in cases[0]["scores"]
     }
     write_corpora(corpora, tmp_path / "windows.npz")

@@ -50,7 +50,7 @@ def test_an_untouched_model_judges_unlabelled_logs_without_figures_it_cannot_hav
     assert metrics.schema["f1"] == pl.read_parquet(folder / "rules.parquet").schema["f1"] == pl.Float64
     assert metrics["f1"].null_count() == len(metrics) > 0
     summary = summary_of(run)
-    assert (summary.findings["score"], summary.findings["headline"]) == ("max_excess", None)
+    assert (summary.findings["score"], summary.findings["headline"]) == ("rarity", None)
     assert all(alert.compared_windows > 0 and alert.messages[0].token for alert in summary.alerts)
     told = [terminal_text(summary, 80), (folder / "report.md").read_text(), (folder / "report.html").read_text()]
     for text in told:

@@ -23,15 +23,19 @@ def _packed(windows: Windows) -> MessageSurprises:
 
 def _by_loops(windows: Windows) -> list[float]:
     known: dict[object, list[float]] = {}
+    holding: dict[object, int] = {}
     for times, told, end in windows:
         for message, nats in [*told, (_END, end)]:
             known.setdefault(message, []).extend([nats] * times)
+        for message in {*(message for message, _ in told), _END}:
+            holding[message] = holding.get(message, 0) + times
     found = []
     for _, told, end in windows:
         over = []
         for message, nats in [*told, (_END, end)]:
             values = known[message] or [0.0]
-            over.append((nats - statistics.fmean(values)) / (1 + statistics.pstdev(values)))
+            usual = statistics.fmean(values) * holding[message] / (holding[message] + 3)
+            over.append((nats - usual) / (1 + statistics.pstdev(values)))
         found.append(max(over))
     return found
 
@@ -43,11 +47,18 @@ def test_the_excess_is_that_of_plain_loops(windows: Windows) -> None:
     assert usual.excess(packed) == pytest.approx(_by_loops(windows), abs=1e-9)
 
 
-def test_a_message_that_no_normal_window_has_counts_in_full_and_one_that_always_surprises_does_not() -> None:
-    normal: Windows = [(5, [(1, 40.0), (2, 1.0)], 0.5)]
-    usual = usual_messages(_packed(normal), [5])
+def test_a_message_counts_in_full_until_normal_windows_have_it_and_ever_less_the_more_have() -> None:
+    normal: Windows = [(times := 10**9, [(1, 40.0), (2, 1.0)], 0.5)]
+    usual = usual_messages(_packed(normal), [times])
     same, more, new = usual.excess(_packed([*normal, (0, [(1, 43.0), (2, 1.0)], 0.5), (0, [(1, 40.0), (9, 7.0)], 0.5)]))
-    assert (same, more, new) == pytest.approx((0.0, 3.0, 7.0))
+    assert (same, more, new) == pytest.approx((0.0, 3.0, 7.0), abs=1e-6)
+    fewer = [usual_messages(_packed(normal), [n]).excess(_packed(normal))[0] for n in (0, 1, 3, 9)]
+    assert fewer == pytest.approx([40.0, 30.0, 20.0, 10.0])
+
+
+def test_a_message_told_again_and_again_in_one_window_is_no_more_usual_than_told_once() -> None:
+    once, often = (usual_messages(_packed([(1, [(1, 8.0)] * n, 0.0)]), [1]).means.tolist() for n in (1, 50))
+    assert once == often == [0.0, 2.0]
 
 
 def test_messages_that_were_cut_off_are_left_out() -> None:

@@ -1,0 +1,65 @@
+"""The score `rarity`: how rare among normal windows a window is, by the more unusual of two scores.
+
+The mean surprise of a token finds windows that are odd as a whole, the highest excess of a message those with one odd
+line. Each is turned into the share of calibration windows at least as unusual, which is a conformal p-value (Laxhammar
+and Falkman, Annals of Mathematics and Artificial Intelligence 2015), and the smaller one decides, as Tippett combines
+p-values. Labels are not needed; measured on two logs and their changes in docs/results/experiments.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fl.usual_messages import EXCESS, Floats, MessageSurprises, UsualMessages, usual_messages
+
+RARITY: Literal["rarity"] = "rarity"
+PARTS = ("mean_token", EXCESS)
+"""The scores that it is made of."""
+USUAL_SCORES = (RARITY, EXCESS)
+"""The scores that need to know what is usual."""
+TAIL = 0.9
+"""Quantile from which calibration scores tell how fast windows get rarer beyond the highest of them."""
+ROUNDING = 1e-5
+"""Relative difference that computing in another order makes: windows nearer than that are equally unusual."""
+
+
+def rarity(values: npt.ArrayLike, calibration: npt.ArrayLike) -> Floats:
+    """-ln of the share of calibration windows at least as unusual, one of them taken for the window itself, nats.
+
+    `calibration` holds their values in rising order; without any nothing is rare. Beyond the highest there is no share
+    to count: each distance as long as from the upper tenth's mean to the highest adds a nat, as in an exponential tail.
+    """
+    values, ordered = np.asarray(values, np.float64), np.asarray(calibration, np.float64)
+    if not len(ordered):
+        return np.zeros(len(values))
+    values = values - ROUNDING * np.maximum(1.0, np.abs(values))
+    above = len(ordered) - np.searchsorted(ordered, values, side="left")
+    tail = ordered[int(TAIL * len(ordered)) :]
+    scale = max(float(ordered[-1] - tail.mean()), 1e-9 + 1e-3 * abs(float(ordered[-1])))
+    beyond: Floats = np.maximum(0.0, values - ordered[-1]) / scale
+    return beyond - np.log((1 + above) / (1 + len(ordered)))
+
+
+@dataclass(frozen=True)
+class UsualWindows:
+    """What calibration windows are like: their messages, and their scores."""
+
+    messages: UsualMessages
+    scores: Mapping[str, Floats]
+    """Of each of `PARTS` the scores of the calibration windows, in rising order."""
+
+    def columns(self, found: MessageSurprises, mean_token: npt.ArrayLike) -> dict[str, Floats]:
+        """`max_excess` and `rarity` of some windows, given their messages and their mean surprise of a token."""
+        columns = {"mean_token": np.asarray(mean_token, np.float64), EXCESS: self.messages.excess(found)}
+        rare = np.max([rarity(columns[name], self.scores[name]) for name in PARTS], axis=0)
+        return {EXCESS: columns[EXCESS], RARITY: rare}
+
+
+def usual_windows(found: MessageSurprises, mean_token: npt.ArrayLike, windows: npt.ArrayLike) -> UsualWindows:
+    """What is usual where the i-th of `found` stands for `windows[i]` calibration windows; 0 leaves it out."""
+    messages, times = usual_messages(found, windows), np.asarray(windows, np.int64)
+    columns = {"mean_token": np.asarray(mean_token, np.float64), EXCESS: messages.excess(found)}
+    return UsualWindows(messages, {name: np.sort(np.repeat(columns[name], times)) for name in PARTS})
