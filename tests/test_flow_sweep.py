@@ -112,6 +112,39 @@ def test_the_untouched_model_is_that_after_a_cell_that_trained_all_weights_too(
     assert _scores(full, 1) != _scores(full, 0)
 
 
+@pytest.mark.long
+def test_cells_on_two_devices_at_once_find_what_they_find_alone(
+    home: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"model.name": str(tiny_model), "scoring.scored_rounds": "last"}
+    cells = {
+        "PT": {"tuning.kind": "none", **named},
+        "R=2": {"tuning.rank": 2, **named},
+        "FFT": {"tuning.kind": "full", **named},
+        "R=8": {"tuning.rank": 8, **named},
+    }
+    grid, told = _grid(tmp_path, cells), _Told()
+    with monkeypatch.context() as patched, watching(told):
+        patched.setattr(
+            "flows.sweep.devices_for", lambda _: ["cpu", "cpu:0"]
+        )  # two names, each with a model of its own
+        found = read_sweep(sweep(grid))
+    assert told.events[0] == "4 cells, 2 at once"
+    assert sorted(told.events[1:3]) == ["0 PT began", "1 R=2 began"], "the second began before the first had ended"
+    at_once = [_last_scores(cell.run_id) for cell in found.cells]
+    monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / "alone"))
+    alone = [_last_scores(cell.run_id) for cell in read_sweep(sweep(grid)).cells]
+    assert len({tuple(scores) for scores in alone}) == len(cells)
+    for ours, theirs in zip(at_once, alone, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def _last_scores(run_id: str | None) -> list[float]:
+    assert run_id
+    [*_, last] = sorted((current().run(run_id) / "rounds").glob("round-*"))
+    return _scores(run_id, int(last.name.removeprefix("round-")))
+
+
 def _scores(run_id: str, number: int) -> list[float]:
     """The scores that a run's adapter of a round gave the windows."""
     card = pl.read_parquet(current().run(run_id) / "rounds" / f"round-{number:04d}" / "round.parquet")
