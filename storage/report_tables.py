@@ -112,15 +112,17 @@ _LEGEND = (
     "both; 95 %: where it may lie for want of more windows. FAR: share of normal windows flagged. AUROC, AP (average "
     "precision): how well the scores rank, 1 is best."
 )
+_RARITY = " Rarity 2.3: one in ten calibration windows is as unusual, 4.6: one in a hundred, 6.9: one in a thousand."
 
 
 def _how_detected(found: dict[str, Any]) -> str:
     """Which score decides and why, and where the threshold comes from."""
     calibration = found["splits"]["calibration"]["windows"]
     note = (
-        f"The score that decides is the {score_name(found)}: {_why(found['chosen'])}. The models' threshold comes from "
-        f"{calibration:,} normal calibration windows, for {percent(found['false_alarm_rate'])} false alarms. All test "
-        "windows, at natural prevalence. Loss: nats a token on the calibration windows, which training has not seen."
+        f"The score that decides is the {score_name(found)}: {_why(found['chosen'])}."
+        f"{_RARITY if found['score'] == 'rarity' else ''} The models' threshold comes from {calibration:,} normal "
+        f"calibration windows, for {percent(found['false_alarm_rate'])} false alarms. All test windows, at natural "
+        "prevalence. Loss: nats a token on the calibration windows, which training has not seen."
     )
     unchosen = found["without_labels"]
     if unchosen.get("f1") is not None and (unchosen["score"], None) != (found["score"], found["k"]):

@@ -324,7 +324,15 @@ def test_no_number_and_no_name_is_cut(width: int) -> None:
 
 def test_the_legend_explains_the_headings_and_the_score_with_its_reason() -> None:
     text = " ".join(terminal_text(_summary(), width=80).split())
-    for told in ("P, precision:", "R, recall:", "FAR:", "AP (average precision)", "Loss:", "The score that decides is"):
+    for told in (
+        "P, precision:",
+        "R, recall:",
+        "FAR:",
+        "AP (average precision)",
+        "Loss:",
+        "The score that decides is",
+        "4.6: one in a hundred",
+    ):
         assert told in text, told
     assert _findings()["chosen"] in text
     named = _summary(findings=_findings() | {"chosen": "as configured"})
