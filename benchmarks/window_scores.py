@@ -11,17 +11,15 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from benchmarks.experiment_data import AS_IT_IS, Corpus
-from fl.rarity import rarity
+from fl.rarity import RARITY, rarity, usual_windows
 from fl.scoring import message_surprise
-from fl.usual_messages import message_surprises, usual_messages
+from fl.usual_messages import EXCESS, message_surprises
 
 Scores = dict[str, np.ndarray]
 END = -1
 """Stands for the window's end among messages."""
 _PARTS = ("mean_token", "max_excess", "top3_excess", "end_excess", "count_distance")
 """What is combined: one of each sort."""
-NEW_WINDOWS = (1, 2, 3, 4, 8)
-"""How many windows the assumption weighs that a message is new (fl/usual_messages.py)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def window_scores(
         if untouched is not None and number in untouched.surprise:
             row["gain"] = row["mean_token"] - float(untouched.surprise[number].mean())
     columns = _columns(table, len(corpus.token_ids))
-    columns |= _shrunk(corpus, found, columns["mean_token"], calibration)
+    columns |= _shipped(corpus, found, columns["mean_token"], calibration)
     columns |= _novelty(corpus, _windows(corpus, split, "train", order), list(table))
     return columns | _combined({name: columns[name] for name in _PARTS}, calibration)
 
@@ -129,20 +127,17 @@ def _excesses(
     }
 
 
-def _shrunk(corpus: Corpus, found: Predicted, mean_token: np.ndarray, calibration: np.ndarray) -> Scores:
-    """The highest excess with usual surprises that few windows tell nothing of, and the rarer of it and the mean."""
+def _shipped(corpus: Corpus, found: Predicted, mean_token: np.ndarray, calibration: np.ndarray) -> Scores:
+    """The two scores of the product that need to know what is usual."""
     numbers = sorted(found.surprise)
     told = [message_surprise(found.surprise[number], corpus.message_starts[number]) for number in numbers]
     texts = [corpus.message_ids[number].astype(np.uint64) + np.uint64(1) for number in numbers]
     packed, times = message_surprises(texts, told), np.bincount(calibration, minlength=len(corpus.token_ids))
-    columns: Scores = {}
-    for weight in NEW_WINDOWS:
-        excess = np.full(len(corpus.token_ids), np.nan)
-        excess[numbers] = usual_messages(packed, times[numbers], weight).excess(packed)
-        rare = [rarity(column, np.sort(column[calibration])) for column in (mean_token, excess)]
-        columns[f"max_z, {weight} new"] = excess
-        columns[f"rarest mean_token|max_z, {weight} new"] = np.max(rare, axis=0)
-    return columns
+    shipped = usual_windows(packed, mean_token[numbers], times[numbers]).columns(packed, mean_token[numbers])
+    columns = {name: np.full(len(corpus.token_ids), np.nan) for name in shipped}
+    for name, values in shipped.items():
+        columns[name][numbers] = values
+    return {"rarity": columns[RARITY], "max_excess as shipped": columns[EXCESS]}
 
 
 def _novelty(corpus: Corpus, train: np.ndarray, numbers: Sequence[int]) -> Scores:

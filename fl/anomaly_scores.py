@@ -14,7 +14,10 @@ ScoreName = Literal[
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 SURPRISE_SCORES = tuple(name for name in SCORE_NAMES if name not in {"top_k", "unaligned"})
 DEFAULT_SCORE: ScoreName = RARITY
-"""Where labels do not choose: best on the validation windows of HDFS and BGL taken together (docs/results)."""
+"""Where labels do not choose: of all that were tried the only one that is good on two logs and when they change.
+
+How it was chosen, and on which windows: docs/results/experiments.md.
+"""
 
 
 def anomaly_score(columns: Mapping[str, np.ndarray], name: str, k: int | None = None) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fl.rarity import PARTS, RARITY
 from fl.thresholds import calibration_note, label_free_threshold
 
 ThresholdRule = Literal["quantile", "tail"]
@@ -46,9 +47,11 @@ def calibrated_threshold(
     return _RULES[rule](calibration_scores, false_alarm_rate)
 
 
-def threshold_note(windows: int, false_alarm_rate: float, rule: ThresholdRule = "quantile") -> str | None:
+def threshold_note(
+    windows: int, false_alarm_rate: float, rule: ThresholdRule = "quantile", score: str = ""
+) -> str | None:
     """What a reader should know: that the threshold is a tail's, or that a quantile has too few windows."""
-    note = calibration_note(windows, false_alarm_rate)
+    note = calibration_note(windows, false_alarm_rate, len(PARTS) if score == RARITY else 1)
     if rule == "quantile" or windows < 2 * FEWEST:
         return note
     told = "The label-free threshold follows from an exponential tail of the highest calibration scores"

@@ -206,7 +206,8 @@ def _splits(windows: Windows) -> dict[str, Row]:
 def _notes(windows: Windows, findings: Row) -> list[str]:
     """What a reader must know before believing the figures."""
     splits = findings["splits"]
-    notes = [threshold_note(splits["calibration"]["windows"], findings["false_alarm_rate"], findings["threshold_rule"])]
+    how = (findings["false_alarm_rate"], findings["threshold_rule"], findings["score"])
+    notes = [threshold_note(splits["calibration"]["windows"], *how)]
     if (windows.label < 0).all():
         notes.append("These logs have no labels: windows are presumed mostly normal, and only alerts can be given.")
     elif unknown := splits["test"]["unlabelled"]:

@@ -1,9 +1,10 @@
 """The score `rarity`: how rare among normal windows a window is, by the more unusual of two scores.
 
 The mean surprise of a token finds windows that are odd as a whole, the highest excess of a message those with one odd
-line. Each is turned into the share of calibration windows at least as unusual, which is a conformal p-value (Laxhammar
-and Falkman, Annals of Mathematics and Artificial Intelligence 2015), and the smaller one decides, as Tippett combines
-p-values. Labels are not needed; measured on two logs and their changes in docs/results/experiments.md.
+line. Each is turned into the share of calibration windows at least as unusual, as conformal anomaly detection does
+(Laxhammar and Falkman, Annals of Mathematics and Artificial Intelligence 2015), and the smaller one decides, as Tippett
+combines p-values. The shares bound no error by themselves: what is usual of messages comes from the same windows, and
+of two scores either may raise a false alarm. Labels are not needed; measured in docs/results/experiments.md.
 """
 
 from collections.abc import Mapping
@@ -22,23 +23,27 @@ USUAL_SCORES = (RARITY, EXCESS)
 """The scores that need to know what is usual."""
 TAIL = 0.9
 """Quantile from which calibration scores tell how fast windows get rarer beyond the highest of them."""
-ROUNDING = 1e-5
-"""Relative difference that computing in another order makes: windows nearer than that are equally unusual."""
+ROUNDING = {"mean_token": 1e-5, EXCESS: 1e-3}
+"""Differences that computing in another order may make, nats: windows nearer than that are equally unusual.
+
+An excess is a difference of the surprises of whole messages, hundreds of nats, of which a millionth may be rounding.
+"""
 
 
-def rarity(values: npt.ArrayLike, calibration: npt.ArrayLike) -> Floats:
+def rarity(values: npt.ArrayLike, calibration: npt.ArrayLike, rounding: float = 0.0) -> Floats:
     """-ln of the share of calibration windows at least as unusual, one of them taken for the window itself, nats.
 
     `calibration` holds their values in rising order; without any nothing is rare. Beyond the highest there is no share
-    to count: each distance as long as from the upper tenth's mean to the highest adds a nat, as in an exponential tail.
+    to count: there it rises as in an exponential tail fitted to the upper tenth, whose mean excess is its scale.
+    `rounding` is taken off the values beforehand.
     """
-    values, ordered = np.asarray(values, np.float64), np.asarray(calibration, np.float64)
+    values, ordered = np.asarray(values, np.float64) - rounding, np.asarray(calibration, np.float64)
     if not len(ordered):
         return np.zeros(len(values))
-    values = values - ROUNDING * np.maximum(1.0, np.abs(values))
     above = len(ordered) - np.searchsorted(ordered, values, side="left")
     tail = ordered[int(TAIL * len(ordered)) :]
-    scale = max(float(ordered[-1] - tail.mean()), 1e-9 + 1e-3 * abs(float(ordered[-1])))
+    # Where a tenth of the windows are equal there is no scale to be read off them.
+    scale = max(float(tail.mean() - tail[0]), 1e-9 + 1e-3 * abs(float(ordered[-1])))
     beyond: Floats = np.maximum(0.0, values - ordered[-1]) / scale
     return beyond - np.log((1 + above) / (1 + len(ordered)))
 
@@ -49,13 +54,13 @@ class UsualWindows:
 
     messages: UsualMessages
     scores: Mapping[str, Floats]
-    """Of each of `PARTS` the scores of the calibration windows, in rising order."""
+    """Of each of `PARTS` the scores of the calibration windows, in rising order; empty where only the excess counts."""
 
     def columns(self, found: MessageSurprises, mean_token: npt.ArrayLike) -> dict[str, Floats]:
         """`max_excess` and `rarity` of some windows, given their messages and their mean surprise of a token."""
         columns = {"mean_token": np.asarray(mean_token, np.float64), EXCESS: self.messages.excess(found)}
-        rare = np.max([rarity(columns[name], self.scores[name]) for name in PARTS], axis=0)
-        return {EXCESS: columns[EXCESS], RARITY: rare}
+        rare = [rarity(columns[name], self.scores[name], ROUNDING[name]) for name in PARTS if name in self.scores]
+        return {EXCESS: columns[EXCESS]} | ({RARITY: np.max(rare, axis=0)} if rare else {})
 
 
 def usual_windows(found: MessageSurprises, mean_token: npt.ArrayLike, windows: npt.ArrayLike) -> UsualWindows:

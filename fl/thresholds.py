@@ -173,7 +173,8 @@ def label_free_threshold(calibration_scores: npt.ArrayLike, false_alarm_rate: fl
     """The lowest calibration score that at most `false_alarm_rate` of the calibration windows exceed.
 
     Scores tied with the threshold are not flagged, so ties only lower the rate. With n windows, a fresh normal one is
-    flagged with an expected rate of at most (floor(rate n) + 1) / (n + 1): see `calibration_note` for small n.
+    flagged with an expected rate of at most (floor(rate n) + 1) / (n + 1), where its score does not depend on the
+    calibration windows: see `calibration_note` for small n, and for scores that do.
     """
     scores = np.sort(_finite(np.asarray(calibration_scores, dtype=np.float64)))
     if not scores.size:
@@ -184,14 +185,18 @@ def label_free_threshold(calibration_scores: npt.ArrayLike, false_alarm_rate: fl
     return float(scores[scores.size - 1 - above])
 
 
-def calibration_note(windows: int, false_alarm_rate: float) -> str | None:
-    """A sentence on what too few calibration windows do to the false-alarm rate, or None where they suffice."""
-    if false_alarm_rate <= 0 or windows * false_alarm_rate >= 1 - 1e-9:
+def calibration_note(windows: int, false_alarm_rate: float, ways: int = 1) -> str | None:
+    """A sentence on what too few calibration windows do to the false-alarm rate, or None where they suffice.
+
+    `ways` is in how many ways a window can be higher than all calibration windows: two where the higher of the ranks by
+    two scores decides, of which either is the highest of n + 1 once in n + 1 windows.
+    """
+    if false_alarm_rate <= 0 or windows * false_alarm_rate >= ways - 1e-9:
         return None
     return (
         f"{windows} calibration windows are too few for a false-alarm rate of {false_alarm_rate:.2%}: the threshold is "
-        f"their highest score, and about 1 in {windows + 1} fresh normal windows will be flagged; "
-        f"{int(np.ceil(1 / false_alarm_rate - 1e-9)):,} would do."
+        f"their highest score, and about {ways} in {windows + 1} fresh normal windows will be flagged; "
+        f"{int(np.ceil(ways / false_alarm_rate - 1e-9)):,} would do."
     )
 
 

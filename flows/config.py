@@ -66,7 +66,8 @@ class DetectionConfig(BaseModel):
     """Share of normal windows that the label-free threshold may flag."""
     threshold: ThresholdRule = "quantile"
     """The label-free threshold: the matching quantile of the calibration scores, or an exponential tail fitted to the
-    highest 2 % of them, which a few rare normal windows move less (Siffer et al., KDD 2017)."""
+    highest 2 % of them, which a few rare normal windows move less (Siffer et al., KDD 2017) and which is for the
+    surprises: with `rarity` it finds nothing on BGL and too much where HDFS changes (docs/results/experiments.md)."""
 
 
 class RunConfig(BaseModel):

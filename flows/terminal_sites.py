@@ -61,7 +61,7 @@ def sites_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], number:
     for row in told:
         alerts = "-" if row["alerts"] < 0 else f"{row['alerts']:.0f}"
         lines.append(
-            f"{names[row['partition']]:<16} {row['loss']:>7.3f} {row['score_50']:>7.3f} {row['score_99']:>7.3f} "
+            f"{names[row['partition']]:<16} {row['loss']:>7.3f} {row['surprise_50']:>7.3f} {row['surprise_99']:>7.3f} "
             f"{row['threshold']:>9.3f} {row['held_out_windows']:>9.0f} {row['flagged_windows']:>8.0f}  {alerts}"
         )
     if (worst := worst_site(rows, number)) is not None:
@@ -75,11 +75,11 @@ def sites_report(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str
     """All judged rounds as Markdown: the file `sites.md` of a run."""
     lines = ["# The sites, round by round", ""]
     lines += ["Numbers that the sites tell of their own windows; the link has seen none of them.", ""]
-    lines += ["| round | site | loss | median score | 99 % | threshold | held out | flagged | alerts |"]
+    lines += ["| round | site | loss | median surprise | 99 % | threshold | held out | flagged | alerts |"]
     lines += ["| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for row in rows:
         alerts = "" if row["alerts"] < 0 else f"{row['alerts']:.0f}"
-        cells = [f"{row[name]:.3f}" for name in ("loss", "score_50", "score_99", "threshold")]
+        cells = [f"{row[name]:.3f}" for name in ("loss", "surprise_50", "surprise_99", "threshold")]
         cells += [f"{row['held_out_windows']:.0f}", f"{row['flagged_windows']:.0f}", alerts]
         lines.append(f"| {row['round']} | {names[row['partition']]} | {' | '.join(cells)} |")
     if rows and (worst := worst_site(rows, rows[-1]["round"])) is not None:

@@ -46,10 +46,11 @@ def chosen_detector(model: str | None, run_id: str | None, layout: Layout) -> It
 
 
 def detector_of_run(run_id: str, layout: Layout) -> Path:
-    """The folder of a run's detector, as the run left it."""
-    for path in sorted(layout.stages.glob("register/*/detector/detector.json")):
-        if json.loads(path.read_text()).get("run_id") == run_id:
-            return path.parent
+    """The folder of a run's detector as the run left it, the newest where it was registered more than once."""
+    found = layout.stages.glob("register/*/detector/detector.json")
+    mine = [path for path in found if json.loads(path.read_text()).get("run_id") == run_id]
+    if mine:
+        return max(mine, key=lambda path: path.stat().st_mtime_ns).parent
     raise SourceError(f"There is no detector of a run {run_id!r} here; `atalaia runs` lists the runs.")
 
 

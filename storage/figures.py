@@ -144,7 +144,7 @@ def score_histograms(
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     # A few windows far out would press all others into one bar.
-    wide = values.min() > 0 and values.max() > 20 * np.median(values)
+    wide = values.min() > 0 and values.max() > 20 * np.median(values) > 0
     edges = (
         np.geomspace(values.min(), values.max(), bins + 1) if wide else np.histogram_bin_edges(values, bins)
     ).tolist()

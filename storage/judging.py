@@ -31,7 +31,9 @@ from storage.windows import WindowRule
 FACTS = "detector.json"
 ADAPTER = "adapter.safetensors"
 CALIBRATION = "calibration_scores.parquet"
-USUAL_MESSAGES, CALIBRATED = USUAL = "usual_messages.parquet", "usual_scores.parquet"
+USUAL_MESSAGES = "usual_messages.parquet"
+USUAL_SCORES = "usual_scores.parquet"
+USUAL = (USUAL_MESSAGES, USUAL_SCORES)
 """Of each message message_hash, mean and deviation of its surprise, nats, as fl/usual_messages.py has them usual; of
 calibration windows the scores that `rarity` is made of, each column in rising order."""
 IN_FOLDER = "."
@@ -49,16 +51,21 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def read_usual(folder: Path) -> Any:  # noqa: ANN401 (fl.rarity.UsualWindows)
-    """What a detector takes for usual; raises SourceError where its folder does not say."""
+def read_usual(folder: Path, score: str) -> Any:  # noqa: ANN401 (fl.rarity.UsualWindows)
+    """What a detector takes for usual, as far as its score needs it; raises SourceError where its folder lacks it."""
+    rarity = learning("rarity")
+    messages = _read(folder, USUAL_MESSAGES, ("message_hash", "mean", "deviation"))
+    # Detectors that were registered before `rarity` have no scores, and need none.
+    scores = _read(folder, USUAL_SCORES, rarity.PARTS) if score == rarity.RARITY else {}
+    return rarity.UsualWindows(learning("usual_messages").UsualMessages(*messages.values()), scores)
+
+
+def _read(folder: Path, name: str, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        messages, scores = (pl.read_parquet(folder / name) for name in USUAL)
+        table = pl.read_parquet(folder / name, columns=list(columns))
     except (OSError, pl.exceptions.PolarsError) as error:
-        named = " and ".join(USUAL)
-        raise SourceError(f"The detector in {folder} has no readable {named}; register it again.") from error
-    columns = [messages[name].to_numpy() for name in ("message_hash", "mean", "deviation")]
-    known = learning("usual_messages").UsualMessages(*columns)
-    return learning("rarity").UsualWindows(known, {name: scores[name].to_numpy() for name in scores.columns})
+        raise SourceError(f"The detector in {folder} has no readable {name}; register it again.") from error
+    return {column: table[column].to_numpy() for column in columns}
 
 
 class Judge:
@@ -133,22 +140,28 @@ class Judge:
             return
         model, loaded = self.model
         usual = learning("usual_messages")
-        k, by_message = self.facts["k"], self.facts["score"] in learning("rarity").USUAL_SCORES
+        k, by_message = self.facts["k"], self.usual is not None
         ids, starts = ([getattr(composed[row], part) for row in missing.values()] for part in ("ids", "starts"))
         score_sequences = learning("scoring").score_sequences
         columns = score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress, by_message=by_message)
         if by_message:
             messages = _hashes(windows, list(missing.values()))
             found = usual.message_surprises(messages, columns[usual.SURPRISES].tolist())
-            columns |= read_usual(self.folder).columns(found, columns["mean_token"])
+            columns |= self.usual.columns(found, columns["mean_token"])
         scores = learning("anomaly_scores").anomaly_score(columns, self.facts["score"], k)
         self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
         self.computed += len(missing)
 
     @cached_property
+    def usual(self) -> Any:  # noqa: ANN401 (fl.rarity.UsualWindows)
+        """What the detector takes for usual; None where its score does not ask. Read once, as the threshold is."""
+        score = self.facts["score"]
+        return read_usual(self.folder, score) if score in learning("rarity").USUAL_SCORES else None
+
+    @cached_property
     def model(self) -> tuple[Any, Any]:
         """The base model with the detector's adapter, and the base model as it was loaded."""
-        facts, adapter = self.facts, learning("adapter")
+        facts, adapter, _ = self.facts, learning("adapter"), self.usual
         loaded = learning("model").load_model(self.model_folder, facts["model"]["quantization"])
         tuning = learning("federation").tuning_from(facts["tuning"], adapter.Tuning)
         model = adapter.attach_adapter(loaded, tuning, facts["seed"])

@@ -112,7 +112,10 @@ _LEGEND = (
     "both; 95 %: where it may lie for want of more windows. FAR: share of normal windows flagged. AUROC, AP (average "
     "precision): how well the scores rank, 1 is best."
 )
-_RARITY = " Rarity 2.3: one in ten calibration windows is as unusual, 4.6: one in a hundred, 6.9: one in a thousand."
+_RARITY = (
+    " Rarity 2.3: one in ten calibration windows is as unusual by one of the two scores that it is made of, "
+    "4.6: one in a hundred, 6.9: one in a thousand."
+)
 
 
 def _how_detected(found: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def _judged_windows(version: Version, facts: Facts) -> pl.DataFrame:
 def _candidate(called: str, folder: Path, facts: Facts, windows: pl.DataFrame, tokenized: Stage) -> Candidate:
     """The detector in a folder, judged on the windows as `tokenized` has them."""
     adapter = CommittedRound(int(facts.get("round", 0)), folder, facts["adapter_hash"], {})
-    usual = read_usual(folder) if facts["score"] in USUAL_SCORES else None
+    usual = read_usual(folder, facts["score"]) if facts["score"] in USUAL_SCORES else None
     return _judged(called, adapter, facts, windows, tokenized, float(facts["threshold"]), usual)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import task
 
 from fl.promotion import MARGIN, Decision
-from storage.errors import RegistryError
+from storage.errors import DataError, RegistryError
 from storage.registry import CHALLENGER, CHAMPION, Version, find_version, keep_with_run, make_champion, tag_version
 from tasks.compare_detectors import compare
 
@@ -55,7 +55,7 @@ def _forced(version: Version, champion: Version | None, margin: float) -> Decisi
     """The comparison where one is possible."""
     try:
         return compare(version, champion, margin)
-    except RegistryError as error:
+    except DataError as error:
         return Decision(False, str(error).rstrip("."), {"how": "not compared"})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from fl.hyperparameters import Tuning
+from fl.rarity import USUAL_SCORES
 from storage.adapters import CommittedRound, committed_rounds
 from storage.datasets import DatasetSpec
 from storage.judging import USUAL
@@ -56,9 +57,9 @@ def register_detector(
     folder = _write_detector(new.path / "detector", found, summary.findings, _calibration(evaluated), how | lineage)
     shutil.copyfile(report.file("report.md"), folder / "report.md")
     write_normal_windows(folder, Path(data["tokenized"].path), evaluated.file("window_scores.parquet"))
-    for usual in USUAL:
-        if (kept := Path(evaluated.path) / usual).is_file():
-            shutil.copyfile(kept, folder / usual)
+    if summary.findings["score"] in USUAL_SCORES:
+        for name in USUAL:
+            shutil.copyfile(evaluated.file(name), folder / name)
     files = [report.file("report.html"), report.file("report.json"), *sorted(Path(figures.path).glob("*.png"))]
     tags = _tags(facts, found, base, data)
     told = _description(summary)

@@ -47,7 +47,7 @@ class Judged:
     """A site's windows with their scores by one adapter."""
 
     scores: pl.DataFrame
-    """Calibration and held-out windows: window_id, split, sequence_hash, score, loss_sum, loss_tokens."""
+    """Calibration and held-out windows: window_id, split, sequence_hash, score, mean_token, loss_sum, loss_tokens."""
     threshold: float
     seconds: float
     usual: UsualWindows | None = None
@@ -57,13 +57,13 @@ class Judged:
         """What the site tells of them, as fl/declared.py names it."""
         calibration = self.scores.filter(pl.col("split") == "calibration")
         held_out = self.scores.filter(pl.col("split").is_in(HELD_OUT))
-        quantiles = np.quantile(calibration["score"].to_numpy(), [0.5, 0.9, 0.99])
+        quantiles = np.quantile(calibration["mean_token"].to_numpy(), [0.5, 0.9, 0.99])
         margin = self.threshold + _ROUNDING * max(1.0, abs(self.threshold))
         return {
             "partition": number,
             "calibration_windows": calibration.height,
             "loss": float(calibration["loss_sum"].to_numpy().sum() / calibration["loss_tokens"].to_numpy().sum()),
-            **{name: float(value) for name, value in zip(("score_50", "score_90", "score_99"), quantiles, strict=True)},
+            **{f"surprise_{share}": float(value) for share, value in zip((50, 90, 99), quantiles, strict=True)},
             "threshold": self.threshold,
             "held_out_windows": held_out.height,
             "flagged_windows": int((held_out["score"] > margin).sum()),
@@ -98,6 +98,7 @@ def judge_windows(
         columns |= found
     scored = sequences.select("sequence_id", "sequence_hash").with_columns(
         score=pl.Series(anomaly_score(columns, judging.score, judging.k)),
+        mean_token=pl.Series(columns["mean_token"]),
         loss_sum=pl.Series(columns["loss_sum"]),
         loss_tokens=pl.Series(columns["loss_tokens"]),
     )

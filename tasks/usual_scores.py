@@ -8,7 +8,7 @@ import polars as pl
 
 from fl.rarity import UsualWindows, usual_windows
 from fl.usual_messages import SURPRISES, message_surprises
-from storage.judging import CALIBRATED, USUAL_MESSAGES
+from storage.judging import USUAL_MESSAGES, USUAL_SCORES
 from storage.normal_windows import message_hash
 from storage.tables import write_table
 
@@ -49,4 +49,4 @@ def write_usual(usual: UsualWindows, folder: Path) -> None:
     messages = usual.messages
     columns = {"message_hash": messages.messages, "mean": messages.means, "deviation": messages.deviations}
     write_table(pl.DataFrame(columns), folder / USUAL_MESSAGES)
-    write_table(pl.DataFrame(dict(usual.scores)), folder / CALIBRATED)
+    write_table(pl.DataFrame(dict(usual.scores)), folder / USUAL_SCORES)

@@ -127,6 +127,9 @@ def test_the_registered_detector_scores_raw_lines_as_the_run_did(finished: tuple
     expected = known.join(pl.read_parquet(windows).select("window_id", "key"), on="window_id").select("key", "score")
     judged = load_detector("models:/hdfs-sim@challenger").predict(log.read_text().splitlines())
     found = pl.DataFrame([window.model_dump() for window in judged])
+    [registered] = stages.glob("register/*/detector")
+    assert json.loads((registered / "detector.json").read_text())["score"] == "rarity"
+    assert {"usual_messages.parquet", "usual_scores.parquet"} <= {path.name for path in registered.iterdir()}
     both = expected.join(found, on="key")
     assert len(both) == len(expected) > 100
     assert (both["score"] - both["score_right"]).abs().max() < 1e-4

@@ -14,7 +14,7 @@ from staged_data import prepared_stages
 from fl.adapter import adapter_arrays, adapter_hash, attach_adapter, load_adapter_arrays, read_adapter
 from fl.hyperparameters import Tuning
 from fl.model import load_model, prepare_model
-from fl.rarity import USUAL_SCORES, UsualWindows, rarity
+from fl.rarity import ROUNDING, USUAL_SCORES, UsualWindows, rarity
 from fl.scoring import score_sequences
 from fl.thresholds import metrics_at
 from fl.usual_messages import UsualMessages
@@ -148,23 +148,27 @@ def test_the_better_one_on_the_same_labelled_windows_becomes_champion(
 def test_detectors_that_know_what_is_usual_are_judged_by_what_each_takes_for_it(
     score: str, home: Layout, tiny_model: Path, data: dict[str, Stage]
 ) -> None:
-    folder = _folder(home, tiny_model, "u0", data, seed=1, noise=0.2)
-    scores = {"mean_token": np.sort(_scores(folder, tiny_model, home, data)), "max_excess": np.arange(90.0)}
-    nothing = UsualWindows(UsualMessages(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0)), scores)
+    folder = _folder(home, tiny_model, f"{score}-0", data, seed=1, noise=0.2)
+    mean = np.sort(_scores(folder, tiny_model, home, data))
+    scores = {"mean_token": mean, "max_excess": np.linspace(0, 90, len(mean))}
+    others = {name: np.sort(np.append(values, [values.max() + 1] * 30)) for name, values in scores.items()}
+    nothing = UsualWindows(UsualMessages(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0)), others)
     usual = UsualWindows(_usual(data), scores)
     ours, theirs = (_unusual(score, folder, tiny_model, home, data, known) for known in (usual, nothing))
     validation = np.arange(1, len(ours), 2)
     threshold = float(np.sort(ours[validation])[-ANOMALIES - 1])
     expected = metrics_at(theirs[validation], (ours > threshold)[validation], threshold).f1
     assert expected < 0.99
-    labelled = _labelled(data, home, "unusual", np.flatnonzero(ours > threshold))
+    labelled = _labelled(data, home, f"unusual-{score}", np.flatnonzero(ours > threshold))
     how: dict[str, Any] = {"seed": 1, "noise": 0.2, "threshold": threshold, "score": score}
-    for name, known in (("u1", nothing), ("u2", usual)):
-        folder = _folder(home, tiny_model, name, labelled, **how)
+    for number, known in ((1, nothing), (2, usual)):
+        folder = _folder(home, tiny_model, f"{score}-{number}", labelled, **how)
         write_usual(known, folder)
-        _register("unusual", folder)
-        found = promote("unusual", force=name == "u1")
-    assert f"F1 1.000 against {expected:.3f} of unusual version 1" in found.line
+        if score == "max_excess":  # as detectors were registered before there was a rarity
+            (folder / "usual_scores.parquet").unlink()
+        _register(f"by-{score}", folder)
+        found = promote(f"by-{score}", force=number == 1)
+    assert f"F1 1.000 against {expected:.3f} of by-{score} version 1" in found.line
 
 
 def _usual(data: Mapping[str, Stage]) -> UsualMessages:
@@ -192,7 +196,7 @@ def _unusual(
         scores.append(max(excess))
     if score == "rarity":
         parts = {"mean_token": columns["mean_token"], "max_excess": np.array(scores)}
-        scores = np.maximum(*(rarity(parts[name], usual.scores[name]) for name in parts)).tolist()
+        scores = np.maximum(*(rarity(parts[name], usual.scores[name], ROUNDING[name]) for name in parts)).tolist()
     return np.array(scores)[windows["sequence_id"].to_numpy()]
 
 

@@ -9,9 +9,12 @@ import pytest
 from benchmarks import gpu_experiments
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora, random_corpus, write_corpora
 from benchmarks.experiment_plan import plan
+from benchmarks.rarity_research import Case, candidates, left_out, model_cases, table
 from benchmarks.score_research import as_markdown, judged, research
 from benchmarks.window_scores import Predicted, window_scores
+from fl.rarity import usual_windows
 from fl.scoring import TokenScores, score_columns
+from fl.usual_messages import NEW_WINDOWS, message_surprises
 
 
 def made_up(corpus: Corpus) -> tuple[Predicted, dict[str, np.ndarray]]:
@@ -77,10 +80,32 @@ def test_the_cases_of_an_experiments_folder_are_judged_and_told(
     corpora = gpu_experiments.tiny_corpora([each for each in plan() if each.name in only])
     cases = research(tmp_path, corpora)
     assert [case["order"] for case in cases][:3] == [AS_IT_IS, AS_IT_IS, "reworded windows 0.05"] and len(cases) == 20
-    assert {"gain", "top_1", "max_z, 3 new", "fisher mean_token+count_distance"} <= {
+    assert {"gain", "top_1", "rarity", "fisher mean_token+count_distance"} <= {
         row["score"] for row in cases[0]["scores"]
     }
     write_corpora(corpora, tmp_path / "windows.npz")
     back = load_corpora(tmp_path / "windows.npz")
     assert research(tmp_path, back)[0]["scores"] == cases[0]["scores"]
     assert as_markdown(cases[0], 5).count("\n") == 2 + 2 + 5 + 4
+    models = list(model_cases(tmp_path, corpora))
+    assert len(models) == len(cases)
+    _assert_as_shipped(models[0])
+    assert [line.count("|") for line in table(models, "quantile")] == [2 + 4] * (2 + len(candidates(models[0])))
+
+
+def _assert_as_shipped(case: Case) -> None:
+    """What the choice was made of is what the product computes."""
+    times = np.bincount(case.calibration, minlength=len(case.mean))
+    usual = usual_windows(case.found, case.mean, times)
+    shipped, found = usual.columns(case.found, case.mean), candidates(case)
+    weight = int(NEW_WINDOWS)
+    assert found[f"highest excess, {weight} new"][0] == pytest.approx(shipped["max_excess"])
+    assert found[f"the rarer of mean and excess, {weight} new"][0] == pytest.approx(shipped["rarity"])
+
+
+def test_a_window_that_is_left_out_is_judged_by_the_others() -> None:
+    windows: list[tuple[int, float]] = [(1, 2.0), (1, 4.0), (2, 9.0)]
+    found = message_surprises([np.array([m], np.uint64) for m, _ in windows], [np.array([s, 0.0]) for _, s in windows])
+    assert left_out(found, np.array([1, 1, 1])).tolist() == [0.0, 2.0, 9.0]
+    assert left_out(found, np.array([2, 1, 1]))[1] == 2.0
+    assert left_out(found, np.array([1, 2, 1]))[1] == pytest.approx((4.0 - 3.0) / (1 + 1.0))

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from fl.calibration import threshold_note
 from fl.errors import ScoreError
+from fl.rarity import rarity
 from fl.thresholds import (
     auroc,
     average_precision,
@@ -108,6 +110,23 @@ def test_few_calibration_windows_take_the_highest_score_and_say_so() -> None:
     assert "500 would do" in note
     assert calibration_note(499, 0.002) is not None
     assert calibration_note(500, 0.002) is None
+
+
+def test_where_the_rarer_of_two_scores_decides_twice_as_many_are_flagged_and_the_note_says_so() -> None:
+    drawn, windows, flagged = np.random.default_rng(0), 50, 0
+    for _ in range(400):
+        known, fresh = drawn.exponential(size=(2, windows)), drawn.exponential(size=(2, 50))
+        ordered = np.sort(known, axis=1)
+        own, new = (
+            np.max([rarity(*pair) for pair in zip(each, ordered, strict=True)], axis=0) for each in (known, fresh)
+        )
+        flagged += int((new > label_free_threshold(own, 0.002)).sum())
+    assert flagged / (400 * 50) == pytest.approx(2 / (windows + 1), rel=0.15)
+    assert "about 2 in 51" in str(calibration_note(windows, 0.002, ways=2))
+    assert "1,000 would do" in str(calibration_note(999, 0.002, ways=2))
+    assert calibration_note(1000, 0.002, ways=2) is None
+    assert "about 2 in 51" in str(threshold_note(windows, 0.002, score="rarity"))
+    assert "about 1 in 51" in str(threshold_note(windows, 0.002, score="mean_token"))
 
 
 def test_what_cannot_be_computed_is_an_error_or_none() -> None:

@@ -1,0 +1,208 @@
+"""How the default score was chosen: `python -m benchmarks.rarity_research RESULTS FILE.npz [HOME]`.
+
+RESULTS is the folder of benchmarks.gpu_experiments, FILE.npz what that read; HOME holds the runs of a sweep, such as
+`atalaia sweep small`. Each candidate is judged, at its label-free threshold, on the validation windows of every model
+and on every other test window of the changed logs (to choose), and on the test windows and the other half of the
+changed ones (to tell). The halves hold many equal windows: they are two counts of one log, not two logs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora
+from benchmarks.experiment_judging import FALSE_ALARM_RATE
+from benchmarks.score_research import CASES
+from benchmarks.window_scores import predicted
+from fl.calibration import ThresholdRule, calibrated_threshold
+from fl.rarity import ROUNDING, rarity
+from fl.scoring import message_surprise
+from fl.thresholds import rank
+from fl.usual_messages import EXCESS, MessageSurprises, message_surprises, usual_messages
+
+Scores = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By candidate: the score of each distinct window, and its score where it is a calibration window."""
+WEIGHTS = (0, 1, 2, 3, 4, 6, 8)
+"""How many windows the assumption weighs that a message is new; fl/usual_messages.py takes 3."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model's distinct windows with their surprises, and the windows that are judged."""
+
+    group: str
+    found: MessageSurprises
+    mean: np.ndarray
+    sequence: np.ndarray
+    """The distinct window of each window."""
+    part: np.ndarray
+    anomalous: np.ndarray
+
+    @property
+    def calibration(self) -> np.ndarray:
+        """The distinct window of each calibration window."""
+        return self.sequence[self.part == "calibration"]
+
+
+def candidates(case: Case) -> Scores:
+    """Every score that is compared."""
+    times = np.bincount(case.calibration, minlength=len(case.mean))
+    columns = {"mean surprise": case.mean}
+    columns["highest message"] = _by_window(case.found, case.found.surprises, np.maximum)
+    ends = np.cumsum(case.found.lengths) - 1
+    columns["end's surprise"] = case.found.surprises[ends]
+    excess = {w: usual_messages(case.found, times, w).excess(case.found) for w in WEIGHTS}
+    columns |= {f"highest excess, {w} new": values for w, values in excess.items()}
+    for weight in WEIGHTS:
+        name = f"highest excess, {weight} new"
+        columns[f"the rarer of mean and excess, {weight} new"] = _rarest(case, columns, "mean surprise", name)
+    name = "highest excess, 1 new"
+    columns["the rarer of end and excess, 1 new"] = _rarest(case, columns, "end's surprise", name)
+    three = ("mean surprise", "highest message", name)
+    columns["the rarest of mean, highest message and excess, 1 new"] = _rarest(case, columns, *three)
+    scores = {name: (values, values) for name, values in columns.items()}
+    return scores | {"highest excess, 0 new, each left out": (excess[0], left_out(case.found, times))}
+
+
+def _by_window(found: MessageSurprises, values: np.ndarray, best: np.ufunc) -> np.ndarray:
+    return np.asarray(best.reduceat(values, np.cumsum(found.lengths) - found.lengths))
+
+
+def _rarest(case: Case, columns: dict[str, np.ndarray], *names: str) -> np.ndarray:
+    rounding = [ROUNDING["mean_token" if name == "mean surprise" else EXCESS] for name in names]
+    known = [np.sort(columns[name][case.calibration]) for name in names]
+    return np.max([rarity(columns[name], *how) for name, *how in zip(names, known, rounding, strict=True)], axis=0)
+
+
+def left_out(found: MessageSurprises, times: np.ndarray) -> np.ndarray:
+    """The highest excess of each window with one window of its kind left out of what is usual."""
+    excess = np.zeros(len(found.lengths))
+    starts = np.cumsum(found.lengths) - found.lengths
+    for number in np.flatnonzero(times):
+        rest = times.copy()
+        rest[number] -= 1
+        own = slice(starts[number], starts[number] + found.lengths[number])
+        alone = MessageSurprises(found.messages[own], found.surprises[own], found.lengths[number : number + 1])
+        excess[number] = usual_messages(found, rest, 0).excess(alone)[0]
+    return excess
+
+
+def model_cases(results: Path, corpora: dict[str, Corpus]) -> Iterator[Case]:
+    """The models of the GPU experiments on their logs as these are, and changed."""
+    with np.load(results / "surprises.npz", allow_pickle=False) as file:
+        kept = dict(file)
+    for experiment, log, split, order in CASES:
+        unstable = f"{experiment.replace('headline', '').strip()} unstable, {log}".strip()
+        names = [f"{experiment}, {log}"] + [unstable] * (order != AS_IT_IS)
+        if log not in corpora or any(f"{name}.rows" not in kept for name in names):
+            continue
+        corpus, surprise = corpora[log], {}
+        for name in reversed(names):
+            surprise |= predicted(kept, name).surprise
+        part = corpus.split(split)
+        place = np.where(part == "test", corpus.orders[order], corpus.orders[AS_IT_IS])
+        judged = np.isin(part, ("calibration", "validation", "test"))
+        numbers, sequence = np.unique(place[judged], return_inverse=True)
+        told = [message_surprise(surprise[number], corpus.message_starts[number]) for number in numbers.tolist()]
+        texts = [corpus.message_ids[number].astype(np.uint64) + np.uint64(1) for number in numbers.tolist()]
+        group = f"{experiment} {log}" if order == AS_IT_IS else f"{log} changed"
+        mean = np.array([surprise[number].mean() for number in numbers.tolist()])
+        yield Case(group, message_surprises(texts, told), mean, sequence, part[judged], ~corpus.normal[judged])
+
+
+def run_cases(home: Path) -> Iterator[Case]:
+    """The models of finished runs: each one's last round, and the untouched model once for each seed."""
+    texts = pl.concat(
+        [pl.read_parquet(path, columns=["sequence_hash", "message_ids"]) for path in _files(home, "tokenize/*/seq*")]
+    ).unique("sequence_hash")
+    seen = set()
+    for path in sorted(home.glob("runs/*/run.json")):
+        run = json.loads(path.read_text())
+        if run["status"] != "finished":
+            continue
+        untouched = run["tuning"] == "none"
+        if (untouched, run["tuning"], run["rank"], run["seed"]) in seen:
+            continue
+        seen.add((untouched, run["tuning"], run["rank"], run["seed"]))
+        [*_, last] = sorted((path.parent / "rounds").glob("round-*/round.parquet"))
+        adapter = pl.read_parquet(last)["adapter_hash"].item()
+        scores = pl.read_parquet(path.parent / "scores" / f"{adapter}.parquet").join(texts, on="sequence_hash")
+        numbered = scores.select("sequence_hash").with_row_index("place")
+        windows = pl.read_parquet(path.parent / "window_scores.parquet").join(numbered, on="sequence_hash")
+        windows = windows.filter(pl.col("split").is_in(["calibration", "validation", "test"])).sort("window_id")
+        messages = [ids.to_numpy().astype(np.uint64) + np.uint64(1) for ids in scores["message_ids"]]
+        yield Case(
+            "runs untouched" if untouched else "runs trained",
+            message_surprises(messages, [each.to_numpy() for each in scores["message_surprise"]]),
+            scores["mean_token"].to_numpy(),
+            windows["place"].to_numpy().astype(np.int64),
+            windows["split"].to_numpy().astype(np.str_),
+            (windows["label"].fill_null(0) == 1).to_numpy(),
+        )
+
+
+def _files(home: Path, pattern: str) -> list[Path]:
+    return sorted(home.glob(f"stages/{pattern}.parquet"))
+
+
+def judged(case: Case, score: np.ndarray, calibration: np.ndarray, rule: ThresholdRule) -> dict[str, float]:
+    """Label-free F1 to choose by and to tell, and the false-alarm rate and AUROC of what tells."""
+    threshold = calibrated_threshold(calibration[case.calibration], FALSE_ALARM_RATE, rule)
+    test, half = case.part == "test", np.arange(len(case.part)) % 2 == 0
+    changed = case.group.endswith("changed")
+    chosen = test & half if changed else case.part == "validation"
+    told = test & ~half if changed else test
+    found = {}
+    for name, rows in (("choose", chosen), ("tell", told)):
+        if case.anomalous[rows].any():
+            ranking = rank(score[case.sequence[rows]], case.anomalous[rows].astype(int))
+            at = ranking.at(threshold)
+            found |= {name: at.f1, f"{name} alarms": at.false_alarm_rate, f"{name} auroc": ranking.auroc}
+    return found
+
+
+def table(cases: list[Case], rule: ThresholdRule) -> list[str]:
+    """Each candidate's mean over the groups to choose by, then F1 (false alarms) of each group, as Markdown."""
+    groups = list(dict.fromkeys(case.group for case in cases))
+    rows: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for case in cases:
+        for name, (score, calibration) in candidates(case).items():
+            by_group = rows.setdefault(name, {group: [] for group in groups})
+            by_group[case.group].append(judged(case, score, calibration, rule))
+    lines = ["| score | to choose | " + " | ".join(groups) + " |", "| --- |" + " ---: |" * (1 + len(groups))]
+    for name, by_group in rows.items():
+        mean = np.mean([_mean(found, "choose") for found in by_group.values()])
+        cells = [f"{_mean(found, 'tell'):.3f} ({_mean(found, 'tell alarms'):.2%})" for found in by_group.values()]
+        lines.append(f"| {name} | {mean:.3f} | {' | '.join(cells)} |")
+    return lines
+
+
+def _mean(found: list[dict[str, float]], name: str) -> float:
+    return float(np.mean([each[name] for each in found if name in each]))
+
+
+def main() -> None:
+    """Both thresholds' tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="folder of benchmarks.gpu_experiments")
+    parser.add_argument("windows", type=Path, help="file of benchmarks.gpu_experiment_windows")
+    parser.add_argument("home", type=Path, nargs="?", help="ATALAIA_HOME of a sweep")
+    given = parser.parse_args()
+    cases = list(model_cases(given.results, load_corpora(given.windows)))
+    cases += list(run_cases(given.home)) if given.home else []
+    rules: tuple[tuple[str, Callable[[], list[str]]], ...] = (
+        ("99.8 % quantile", lambda: table(cases, "quantile")),
+        ("exponential tail", lambda: table(cases, "tail")),
+    )
+    for title, make in rules:
+        sys.stdout.write("\n".join([f"Threshold: {title}. F1 (false alarms).", "", *make(), "", ""]))
+
+
+if __name__ == "__main__":
+    main()
