@@ -3,14 +3,15 @@
 RESULTS is the folder of benchmarks.gpu_experiments, FILE.npz what that read; HOME holds the runs of a sweep, such as
 `atalaia sweep small`. Each candidate is judged, at its label-free threshold, on the validation windows of every model
 and on every other test window of the changed logs (to choose), and on the test windows and the other half of the
-changed ones (to tell). The halves hold many equal windows: they are two counts of one log, not two logs.
+changed ones (to tell). The halves hold many equal windows: they are two counts of one log, not two logs. The last
+tables deal the windows that training never saw anew, to calibrate and to test: drawn, and by stretches of the log.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ from fl.usual_messages import EXCESS, MessageSurprises, message_surprises, usual
 
 Scores = dict[str, tuple[np.ndarray, np.ndarray]]
 """By candidate: the score of each distinct window, and its score where it is a calibration window."""
-WEIGHTS = (0, 1, 2, 3, 4, 6, 8)
-"""How many windows the assumption weighs that a message is new; fl/usual_messages.py takes 3."""
+WEIGHTS = (0, 0.5, 0.75, 1, 1.5, 2, 3, 8)
+"""How many windows the assumption weighs that a message is new; fl/usual_messages.py takes 1."""
+DEALS = 20
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,41 @@ def table(cases: list[Case], rule: ThresholdRule) -> list[str]:
     return lines
 
 
+def drawn_anew(case: Case, deal: int) -> Case:
+    """As many calibration windows as before, drawn from all normal windows of the case; all others are to be tested."""
+    return _dealt(case, np.random.default_rng(deal).permutation(np.flatnonzero(~case.anomalous)))
+
+
+def stretch_anew(case: Case, deal: int) -> Case:
+    """As many as before, one stretch of the log's normal windows, from its beginning (0) to its end (`DEALS` - 1)."""
+    normal = np.flatnonzero(~case.anomalous)
+    return _dealt(case, normal[round(deal * (len(normal) - len(case.calibration)) / (DEALS - 1)) :])
+
+
+def _dealt(case: Case, normal: np.ndarray) -> Case:
+    part = np.full(len(case.part), "test", dtype=object)
+    part[normal[: len(case.calibration)]] = "calibration"
+    return replace(case, part=part.astype(np.str_))
+
+
+def deals_table(cases: list[Case], rule: ThresholdRule, deal_anew: Callable[[Case, int], Case]) -> list[str]:
+    """F1 over many deals of the windows of each model: mean, lowest, mean false alarms; as Markdown."""
+    lines = ["| score | " + " | ".join(case.group for case in cases) + " |", "| --- |" + " ---: |" * len(cases)]
+    rows: dict[str, list[str]] = {}
+    for case in cases:
+        found: dict[str, list[dict[str, float]]] = {}
+        for deal in range(DEALS):
+            dealt = deal_anew(case, deal)
+            for name, (score, calibration) in candidates(dealt).items():
+                found.setdefault(name, []).append(judged(dealt, score, calibration, rule))
+        for name, each in found.items():
+            lowest = min(one["tell"] for one in each)
+            rows.setdefault(name, []).append(
+                f"{_mean(each, 'tell'):.3f}, {lowest:.3f} ({_mean(each, 'tell alarms'):.2%})"
+            )
+    return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+
+
 def _mean(found: list[dict[str, float]], name: str) -> float:
     return float(np.mean([each[name] for each in found if name in each]))
 
@@ -195,10 +232,13 @@ def main() -> None:
     parser.add_argument("home", type=Path, nargs="?", help="ATALAIA_HOME of a sweep")
     given = parser.parse_args()
     cases = list(model_cases(given.results, load_corpora(given.windows)))
+    as_they_are = [case for case in cases if not case.group.endswith("changed")]
     cases += list(run_cases(given.home)) if given.home else []
     rules: tuple[tuple[str, Callable[[], list[str]]], ...] = (
         ("99.8 % quantile", lambda: table(cases, "quantile")),
         ("exponential tail", lambda: table(cases, "tail")),
+        ("quantile, drawn anew: mean, lowest", lambda: deals_table(as_they_are, "quantile", drawn_anew)),
+        ("quantile, another stretch: mean, lowest", lambda: deals_table(as_they_are, "quantile", stretch_anew)),
     )
     for title, make in rules:
         sys.stdout.write("\n".join([f"Threshold: {title}. F1 (false alarms).", "", *make(), "", ""]))

@@ -14,7 +14,7 @@ ScoreName = Literal[
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 SURPRISE_SCORES = tuple(name for name in SCORE_NAMES if name not in {"top_k", "unaligned"})
 DEFAULT_SCORE: ScoreName = RARITY
-"""Where labels do not choose: of all that were tried the only one that is good on two logs and when they change.
+"""Where labels do not choose: good on two logs and when they change, as no default before it was.
 
 How it was chosen, and on which windows: docs/results/experiments.md.
 """

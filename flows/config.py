@@ -67,7 +67,7 @@ class DetectionConfig(BaseModel):
     threshold: ThresholdRule = "quantile"
     """The label-free threshold: the matching quantile of the calibration scores, or an exponential tail fitted to the
     highest 2 % of them, which a few rare normal windows move less (Siffer et al., KDD 2017) and which is for the
-    surprises: with `rarity` it finds nothing on BGL and too much where HDFS changes (docs/results/experiments.md)."""
+    surprises: with `rarity` it flags a third of all windows where HDFS changes (docs/results/experiments.md)."""
 
 
 class RunConfig(BaseModel):

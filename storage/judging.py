@@ -31,9 +31,9 @@ from storage.windows import WindowRule
 FACTS = "detector.json"
 ADAPTER = "adapter.safetensors"
 CALIBRATION = "calibration_scores.parquet"
-USUAL_MESSAGES = "usual_messages.parquet"
-USUAL_SCORES = "usual_scores.parquet"
-USUAL = (USUAL_MESSAGES, USUAL_SCORES)
+MESSAGES_FILE = "usual_messages.parquet"
+SCORES_FILE = "usual_scores.parquet"
+USUAL = (MESSAGES_FILE, SCORES_FILE)
 """Of each message message_hash, mean and deviation of its surprise, nats, as fl/usual_messages.py has them usual; of
 calibration windows the scores that `rarity` is made of, each column in rising order."""
 IN_FOLDER = "."
@@ -54,9 +54,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def read_usual(folder: Path, score: str) -> Any:  # noqa: ANN401 (fl.rarity.UsualWindows)
     """What a detector takes for usual, as far as its score needs it; raises SourceError where its folder lacks it."""
     rarity = learning("rarity")
-    messages = _read(folder, USUAL_MESSAGES, ("message_hash", "mean", "deviation"))
+    messages = _read(folder, MESSAGES_FILE, ("message_hash", "mean", "deviation"))
     # Detectors that were registered before `rarity` have no scores, and need none.
-    scores = _read(folder, USUAL_SCORES, rarity.PARTS) if score == rarity.RARITY else {}
+    scores = _read(folder, SCORES_FILE, rarity.PARTS) if score == rarity.RARITY else {}
     return rarity.UsualWindows(learning("usual_messages").UsualMessages(*messages.values()), scores)
 
 
@@ -161,7 +161,8 @@ class Judge:
     @cached_property
     def model(self) -> tuple[Any, Any]:
         """The base model with the detector's adapter, and the base model as it was loaded."""
-        facts, adapter, _ = self.facts, learning("adapter"), self.usual
+        _ = self.usual  # with the model, so that whoever has loaded it needs nothing more of the folder
+        facts, adapter = self.facts, learning("adapter")
         loaded = learning("model").load_model(self.model_folder, facts["model"]["quantization"])
         tuning = learning("federation").tuning_from(facts["tuning"], adapter.Tuning)
         model = adapter.attach_adapter(loaded, tuning, facts["seed"])

@@ -8,7 +8,7 @@ import polars as pl
 
 from fl.rarity import UsualWindows, usual_windows
 from fl.usual_messages import SURPRISES, message_surprises
-from storage.judging import USUAL_MESSAGES, USUAL_SCORES
+from storage.judging import MESSAGES_FILE, SCORES_FILE
 from storage.normal_windows import message_hash
 from storage.tables import write_table
 
@@ -48,5 +48,5 @@ def write_usual(usual: UsualWindows, folder: Path) -> None:
     """Keep what is usual in a folder, as storage/judging.py reads it."""
     messages = usual.messages
     columns = {"message_hash": messages.messages, "mean": messages.means, "deviation": messages.deviations}
-    write_table(pl.DataFrame(columns), folder / USUAL_MESSAGES)
-    write_table(pl.DataFrame(dict(usual.scores)), folder / USUAL_SCORES)
+    write_table(pl.DataFrame(columns), folder / MESSAGES_FILE)
+    write_table(pl.DataFrame(dict(usual.scores)), folder / SCORES_FILE)

@@ -98,7 +98,7 @@ def _assert_as_shipped(case: Case) -> None:
     times = np.bincount(case.calibration, minlength=len(case.mean))
     usual = usual_windows(case.found, case.mean, times)
     shipped, found = usual.columns(case.found, case.mean), candidates(case)
-    weight = int(NEW_WINDOWS)
+    weight = f"{NEW_WINDOWS:g}"
     assert found[f"highest excess, {weight} new"][0] == pytest.approx(shipped["max_excess"])
     assert found[f"the rarer of mean and excess, {weight} new"][0] == pytest.approx(shipped["rarity"])
 

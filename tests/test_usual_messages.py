@@ -34,7 +34,7 @@ def _by_loops(windows: Windows) -> list[float]:
         over = []
         for message, nats in [*told, (_END, end)]:
             values = known[message] or [0.0]
-            usual = statistics.fmean(values) * holding[message] / (holding[message] + 3)
+            usual = statistics.fmean(values) * holding[message] / (holding[message] + 1)
             over.append((nats - usual) / (1 + statistics.pstdev(values)))
         found.append(max(over))
     return found
@@ -53,12 +53,12 @@ def test_a_message_counts_in_full_until_normal_windows_have_it_and_ever_less_the
     same, more, new = usual.excess(_packed([*normal, (0, [(1, 43.0), (2, 1.0)], 0.5), (0, [(1, 40.0), (9, 7.0)], 0.5)]))
     assert (same, more, new) == pytest.approx((0.0, 3.0, 7.0), abs=1e-6)
     fewer = [usual_messages(_packed(normal), [n]).excess(_packed(normal))[0] for n in (0, 1, 3, 9)]
-    assert fewer == pytest.approx([40.0, 30.0, 20.0, 10.0])
+    assert fewer == pytest.approx([40.0, 20.0, 10.0, 4.0])
 
 
 def test_a_message_told_again_and_again_in_one_window_is_no_more_usual_than_told_once() -> None:
     once, often = (usual_messages(_packed([(1, [(1, 8.0)] * n, 0.0)]), [1]).means.tolist() for n in (1, 50))
-    assert once == often == [0.0, 2.0]
+    assert once == often == [0.0, 4.0]
 
 
 def test_messages_that_were_cut_off_are_left_out() -> None:
