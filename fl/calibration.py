@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fl.rarity import PARTS, RARITY
+from fl.rarity import ways_to_be_rarest
 from fl.thresholds import calibration_note, label_free_threshold
 
 ThresholdRule = Literal["quantile", "tail"]
@@ -51,7 +51,7 @@ def threshold_note(
     windows: int, false_alarm_rate: float, rule: ThresholdRule = "quantile", score: str = ""
 ) -> str | None:
     """What a reader should know: that the threshold is a tail's, or that a quantile has too few windows."""
-    note = calibration_note(windows, false_alarm_rate, len(PARTS) if score == RARITY else 1)
+    note = calibration_note(windows, false_alarm_rate, ways_to_be_rarest(score))
     if rule == "quantile" or windows < 2 * FEWEST:
         return note
     told = "The label-free threshold follows from an exponential tail of the highest calibration scores"

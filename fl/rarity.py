@@ -21,8 +21,8 @@ PARTS = ("mean_token", EXCESS)
 """The scores that it is made of."""
 USUAL_SCORES = (RARITY, EXCESS)
 """The scores that need to know what is usual."""
-TAIL = 0.9
-"""Quantile from which calibration scores tell how fast windows get rarer beyond the highest of them."""
+TAILS = (0.9, 0.5)
+"""Quantiles from which calibration scores tell how fast windows get rarer beyond the highest of them."""
 ROUNDING = {"mean_token": 1e-5, EXCESS: 1e-3}
 """Differences that computing in another order may make, nats: windows nearer than that are equally unusual.
 
@@ -30,20 +30,25 @@ An excess is a difference of the surprises of whole messages, hundreds of nats, 
 """
 
 
+def ways_to_be_rarest(score: str) -> int:
+    """In how many ways a window can be higher than all others by a score: as many as it has parts."""
+    return len(PARTS) if score == RARITY else 1
+
+
 def rarity(values: npt.ArrayLike, calibration: npt.ArrayLike, rounding: float = 0.0) -> Floats:
     """-ln of the share of calibration windows at least as unusual, one of them taken for the window itself, nats.
 
     `calibration` holds their values in rising order; without any nothing is rare. Beyond the highest there is no share
-    to count: there it rises as in an exponential tail fitted to the upper tenth, whose mean excess is its scale.
+    to count: there it rises as in an exponential tail, whose scale is the mean excess over the start of the upper tenth
+    or over the median, the larger one. An exponential's are the same; of equal windows the first may leave nothing.
     `rounding` is taken off the values beforehand.
     """
     values, ordered = np.asarray(values, np.float64) - rounding, np.asarray(calibration, np.float64)
     if not len(ordered):
         return np.zeros(len(values))
     above = len(ordered) - np.searchsorted(ordered, values, side="left")
-    tail = ordered[int(TAIL * len(ordered)) :]
-    # Where a tenth of the windows are equal there is no scale to be read off them.
-    scale = max(float(tail.mean() - tail[0]), 1e-9 + 1e-3 * abs(float(ordered[-1])))
+    tails = [ordered[int(start * len(ordered)) :] for start in TAILS]
+    scale = max(*(float(tail.mean() - tail[0]) for tail in tails), 1e-9 + 1e-3 * abs(float(ordered[-1])))
     beyond: Floats = np.maximum(0.0, values - ordered[-1]) / scale
     return beyond - np.log((1 + above) / (1 + len(ordered)))
 

@@ -185,19 +185,28 @@ def label_free_threshold(calibration_scores: npt.ArrayLike, false_alarm_rate: fl
     return float(scores[scores.size - 1 - above])
 
 
+def expected_false_alarms(windows: int, false_alarm_rate: float, ways: int = 1) -> float:
+    """The share of normal windows to be flagged: the rate asked for, or more with few windows (`calibration_note`)."""
+    return false_alarm_rate if not windows or _enough(windows, false_alarm_rate, ways) else ways / (windows + 1)
+
+
 def calibration_note(windows: int, false_alarm_rate: float, ways: int = 1) -> str | None:
     """A sentence on what too few calibration windows do to the false-alarm rate, or None where they suffice.
 
     `ways` is in how many ways a window can be higher than all calibration windows: two where the higher of the ranks by
     two scores decides, of which either is the highest of n + 1 once in n + 1 windows.
     """
-    if false_alarm_rate <= 0 or windows * false_alarm_rate >= ways - 1e-9:
+    if false_alarm_rate <= 0 or _enough(windows, false_alarm_rate, ways):
         return None
     return (
         f"{windows} calibration windows are too few for a false-alarm rate of {false_alarm_rate:.2%}: the threshold is "
         f"their highest score, and about {ways} in {windows + 1} fresh normal windows will be flagged; "
         f"{int(np.ceil(ways / false_alarm_rate - 1e-9)):,} would do."
     )
+
+
+def _enough(windows: int, false_alarm_rate: float, ways: int) -> bool:
+    return windows * false_alarm_rate >= ways - 1e-9
 
 
 def reference_threshold(accuracies: npt.ArrayLike, labels: npt.ArrayLike, steps: int = 1000) -> tuple[float, float]:

@@ -81,6 +81,6 @@ class Outcome(BaseModel):
     compared: tuple[int, int]
     """Distinct normal windows that say what is usual, and the calibration windows that these stand for."""
     false_alarm_rate: float | None
-    """Share of normal windows that the threshold may flag."""
+    """Share of normal windows that the threshold is expected to flag."""
     alike: dict[str, int]
     """How many alerts there were of each kind shown, by its sequence's hash."""

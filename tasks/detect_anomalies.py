@@ -72,7 +72,7 @@ def detect_anomalies(
             shown=run.kinds.shown,
             alike=run.kinds.alike,
             compared=run.explainer.compared,
-            false_alarm_rate=run.facts.get("false_alarm_rate"),
+            false_alarm_rate=run.expected_false_alarms,
         )
 
 
@@ -115,6 +115,16 @@ class _Detection:
         finally:
             self.store.save()
         return added
+
+    @property
+    def expected_false_alarms(self) -> float | None:
+        """Share of normal windows to be flagged; None where the detector does not say."""
+        from fl.rarity import ways_to_be_rarest
+        from fl.thresholds import expected_false_alarms
+
+        rate = self.facts.get("false_alarm_rate")
+        ways = ways_to_be_rarest(self.facts["score"])
+        return rate and expected_false_alarms(len(self._judge.calibration), rate, ways)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fl.thresholds import (
     balanced_sample,
     best_f1_threshold,
     calibration_note,
+    expected_false_alarms,
     label_free_threshold,
     metrics_at,
     rank,
@@ -125,6 +126,8 @@ def test_where_the_rarer_of_two_scores_decides_twice_as_many_are_flagged_and_the
     assert "about 2 in 51" in str(calibration_note(windows, 0.002, ways=2))
     assert "1,000 would do" in str(calibration_note(999, 0.002, ways=2))
     assert calibration_note(1000, 0.002, ways=2) is None
+    assert expected_false_alarms(windows, 0.002, ways=2) == pytest.approx(2 / 51)
+    assert [expected_false_alarms(n, 0.002, ways) for n, ways in ((0, 1), (500, 1), (1000, 2))] == [0.002] * 3
     assert "about 2 in 51" in str(threshold_note(windows, 0.002, score="rarity"))
     assert "about 1 in 51" in str(threshold_note(windows, 0.002, score="mean_token"))
 
