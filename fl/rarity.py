@@ -28,6 +28,9 @@ ROUNDING = {"mean_token": 1e-5, EXCESS: 1e-3}
 
 An excess is a difference of the surprises of whole messages, hundreds of nats, of which a millionth may be rounding.
 """
+LEAST_SCALE = 1000
+"""As many roundings make a window one nat rarer where calibration windows are nearly equal: 0.01 nats a token of the mean
+surprise, and 1 of an excess, which is counted in such units."""
 
 
 def ways_to_be_rarest(score: str) -> int:
@@ -48,7 +51,7 @@ def rarity(values: npt.ArrayLike, calibration: npt.ArrayLike, rounding: float = 
         return np.zeros(len(values))
     above = len(ordered) - np.searchsorted(ordered, values, side="left")
     tails = [ordered[int(start * len(ordered)) :] for start in TAILS]
-    scale = max(*(float(tail.mean() - tail[0]) for tail in tails), 1e-9 + 1e-3 * abs(float(ordered[-1])))
+    scale = max(*(float(tail.mean() - tail[0]) for tail in tails), LEAST_SCALE * rounding, 1e-9)
     beyond: Floats = np.maximum(0.0, values - ordered[-1]) / scale
     return beyond - np.log((1 + above) / (1 + len(ordered)))
 
