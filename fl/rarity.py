@@ -29,8 +29,10 @@ ROUNDING = {"mean_token": 1e-5, EXCESS: 1e-3}
 An excess is a difference of the surprises of whole messages, hundreds of nats, of which a millionth may be rounding.
 """
 LEAST_SCALE = 1000
-"""As many roundings make a window one nat rarer where calibration windows are nearly equal: 0.01 nats a token of the mean
-surprise, and 1 of an excess, which is counted in such units."""
+"""As many roundings make a window one nat rarer where calibration windows are nearly equal.
+
+That is 0.01 nats a token of the mean surprise, and 1 of an excess, which is counted in such units.
+"""
 
 
 def ways_to_be_rarest(score: str) -> int:
