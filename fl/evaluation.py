@@ -217,5 +217,7 @@ def _notes(windows: Windows, findings: Row) -> list[str]:
     elif findings["anomalies"] < _FEW_ANOMALIES:
         few = findings["anomalies"]
         told = "1 test window is" if few == 1 else f"{few} test windows are"
-        notes.append(f"Only {told} anomalous: the intervals are wide.")
+        all_found = (findings["label_free"] or {}).get("recall") == 1
+        least = f"; a bootstrap of no misses shows none, Clopper-Pearson a recall of {0.025 ** (1 / few):.2f} at least"
+        notes.append(f"Only {told} anomalous: the intervals are wide{least if all_found else ''}.")
     return [note for note in notes if note]

@@ -1,10 +1,12 @@
 """The metrics table and the findings against plain recomputation window by window."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from sklearn import metrics
 
 from fl.anomaly_scores import anomaly_score
@@ -277,3 +279,18 @@ def test_without_test_windows_there_is_still_a_chosen_score() -> None:
     assert found["windows"] is None
     assert found["most_anomalous"] == []
     assert found["score"] == "rarity"
+
+
+def test_where_few_anomalies_are_all_found_the_note_tells_what_the_bootstrap_cannot() -> None:
+    windows, _ = _windows()
+    test = np.flatnonzero((windows.split == "test") & (windows.label == 1))
+    split = windows.split.copy()
+    split[test[9:]] = "unused"
+    few = replace(windows, split=split)
+    known = {"rarity": np.isin(np.arange(8), range(len(NORMAL), len(NORMAL) + len(ANOMALOUS))).astype(float)}
+    found = evaluate(few, {0: _columns(0.0) | known}, "rarity").findings
+    assert (found["anomalies"], found["label_free"]["recall"]) == (9, 1.0)
+    least = stats.beta.ppf(0.025, 9, 1)
+    assert f"Clopper-Pearson a recall of {least:.2f} at least" in " ".join(found["notes"])
+    missed = evaluate(few, {0: _columns(0.0) | {"rarity": np.zeros(8)}}, "rarity").findings
+    assert "Clopper" not in " ".join(missed["notes"])
