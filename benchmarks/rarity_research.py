@@ -19,12 +19,11 @@ import polars as pl
 
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora
 from benchmarks.experiment_judging import FALSE_ALARM_RATE
-from benchmarks.score_research import CASES
-from benchmarks.window_scores import predicted
+from benchmarks.score_research import CASES, kept_predictions
+from benchmarks.window_scores import packed_messages
 from fl.calibration import ThresholdRule, calibrated_threshold
 from fl.rarity import ROUNDING, rarity
-from fl.scoring import message_surprise
-from fl.thresholds import rank
+from fl.thresholds import metrics_at
 from fl.usual_messages import EXCESS, MessageSurprises, message_surprises, usual_messages
 
 Scores = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -56,9 +55,9 @@ def candidates(case: Case) -> Scores:
     """Every score that is compared."""
     times = np.bincount(case.calibration, minlength=len(case.mean))
     columns = {"mean surprise": case.mean}
-    columns["highest message"] = _by_window(case.found, case.found.surprises, np.maximum)
-    ends = np.cumsum(case.found.lengths) - 1
-    columns["end's surprise"] = case.found.surprises[ends]
+    ends = np.cumsum(case.found.lengths)
+    columns["highest message"] = np.maximum.reduceat(case.found.surprises, ends - case.found.lengths)
+    columns["end's surprise"] = case.found.surprises[ends - 1]
     excess = {w: usual_messages(case.found, times, w).excess(case.found) for w in WEIGHTS}
     columns |= {f"highest excess, {w} new": values for w, values in excess.items()}
     for weight in WEIGHTS:
@@ -70,10 +69,6 @@ def candidates(case: Case) -> Scores:
     columns["the rarest of mean, highest message and excess, 1 new"] = _rarest(case, columns, *three)
     scores = {name: (values, values) for name, values in columns.items()}
     return scores | {"highest excess, 0 new, each left out": (excess[0], left_out(case.found, times))}
-
-
-def _by_window(found: MessageSurprises, values: np.ndarray, best: np.ufunc) -> np.ndarray:
-    return np.asarray(best.reduceat(values, np.cumsum(found.lengths) - found.lengths))
 
 
 def _rarest(case: Case, columns: dict[str, np.ndarray], *names: str) -> np.ndarray:
@@ -100,47 +95,41 @@ def model_cases(results: Path, corpora: dict[str, Corpus]) -> Iterator[Case]:
     with np.load(results / "surprises.npz", allow_pickle=False) as file:
         kept = dict(file)
     for experiment, log, split, order in CASES:
-        unstable = f"{experiment.replace('headline', '').strip()} unstable, {log}".strip()
-        names = [f"{experiment}, {log}"] + [unstable] * (order != AS_IT_IS)
-        if log not in corpora or any(f"{name}.rows" not in kept for name in names):
+        found = kept_predictions(kept, experiment, log, order) if log in corpora else None
+        if found is None:
             continue
-        corpus, surprise = corpora[log], {}
-        for name in reversed(names):
-            surprise |= predicted(kept, name).surprise
-        part = corpus.split(split)
+        corpus, part = corpora[log], corpora[log].split(split)
         place = np.where(part == "test", corpus.orders[order], corpus.orders[AS_IT_IS])
         judged = np.isin(part, ("calibration", "validation", "test"))
-        numbers, sequence = np.unique(place[judged], return_inverse=True)
-        told = [message_surprise(surprise[number], corpus.message_starts[number]) for number in numbers.tolist()]
-        texts = [corpus.message_ids[number].astype(np.uint64) + np.uint64(1) for number in numbers.tolist()]
+        distinct, sequence = np.unique(place[judged], return_inverse=True)
+        numbers = distinct.tolist()
         group = f"{experiment} {log}" if order == AS_IT_IS else f"{log} changed"
-        mean = np.array([surprise[number].mean() for number in numbers.tolist()])
-        yield Case(group, message_surprises(texts, told), mean, sequence, part[judged], ~corpus.normal[judged])
+        mean = np.array([found.surprise[number].mean() for number in numbers])
+        packed = packed_messages(corpus, numbers, found)
+        yield Case(group, packed, mean, sequence, part[judged], ~corpus.normal[judged])
 
 
 def run_cases(home: Path) -> Iterator[Case]:
     """The models of finished runs: each one's last round, and the untouched model once for each seed."""
-    texts = pl.concat(
-        [pl.read_parquet(path, columns=["sequence_hash", "message_ids"]) for path in _files(home, "tokenize/*/seq*")]
-    ).unique("sequence_hash")
-    seen = set()
+    tokenized = sorted(home.glob("stages/tokenize/*/sequences.parquet"))
+    told = [pl.read_parquet(path, columns=["sequence_hash", "message_ids"]) for path in tokenized]
+    texts, seen = pl.concat(told).unique("sequence_hash", maintain_order=True), set()
     for path in sorted(home.glob("runs/*/run.json")):
         run = json.loads(path.read_text())
-        if run["status"] != "finished":
+        cell = run["tuning"], run["rank"], run["seed"]
+        if run["status"] != "finished" or cell in seen:
             continue
-        untouched = run["tuning"] == "none"
-        if (untouched, run["tuning"], run["rank"], run["seed"]) in seen:
-            continue
-        seen.add((untouched, run["tuning"], run["rank"], run["seed"]))
+        seen.add(cell)
         [*_, last] = sorted((path.parent / "rounds").glob("round-*/round.parquet"))
         adapter = pl.read_parquet(last)["adapter_hash"].item()
-        scores = pl.read_parquet(path.parent / "scores" / f"{adapter}.parquet").join(texts, on="sequence_hash")
+        scores = pl.read_parquet(path.parent / "scores" / f"{adapter}.parquet")
+        scores = scores.join(texts, on="sequence_hash", maintain_order="left")  # sums in the same order each time
         numbered = scores.select("sequence_hash").with_row_index("place")
         windows = pl.read_parquet(path.parent / "window_scores.parquet").join(numbered, on="sequence_hash")
         windows = windows.filter(pl.col("split").is_in(["calibration", "validation", "test"])).sort("window_id")
         messages = [ids.to_numpy().astype(np.uint64) + np.uint64(1) for ids in scores["message_ids"]]
         yield Case(
-            "runs untouched" if untouched else "runs trained",
+            "runs untouched" if run["tuning"] == "none" else "runs trained",
             message_surprises(messages, [each.to_numpy() for each in scores["message_surprise"]]),
             scores["mean_token"].to_numpy(),
             windows["place"].to_numpy().astype(np.int64),
@@ -149,12 +138,8 @@ def run_cases(home: Path) -> Iterator[Case]:
         )
 
 
-def _files(home: Path, pattern: str) -> list[Path]:
-    return sorted(home.glob(f"stages/{pattern}.parquet"))
-
-
 def judged(case: Case, score: np.ndarray, calibration: np.ndarray, rule: ThresholdRule) -> dict[str, float]:
-    """Label-free F1 to choose by and to tell, and the false-alarm rate and AUROC of what tells."""
+    """Label-free F1 and false-alarm rate of the windows to choose by and of those that tell."""
     threshold = calibrated_threshold(calibration[case.calibration], FALSE_ALARM_RATE, rule)
     test, half = case.part == "test", np.arange(len(case.part)) % 2 == 0
     changed = case.group.endswith("changed")
@@ -163,9 +148,8 @@ def judged(case: Case, score: np.ndarray, calibration: np.ndarray, rule: Thresho
     found = {}
     for name, rows in (("choose", chosen), ("tell", told)):
         if case.anomalous[rows].any():
-            ranking = rank(score[case.sequence[rows]], case.anomalous[rows].astype(int))
-            at = ranking.at(threshold)
-            found |= {name: at.f1, f"{name} alarms": at.false_alarm_rate, f"{name} auroc": ranking.auroc}
+            at = metrics_at(score[case.sequence[rows]], case.anomalous[rows].astype(int), threshold)
+            found |= {name: at.f1, f"{name} alarms": at.false_alarm_rate}
     return found
 
 
@@ -225,7 +209,7 @@ def _mean(found: list[dict[str, float]], name: str) -> float:
 
 
 def main() -> None:
-    """Both thresholds' tables."""
+    """All tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder of benchmarks.gpu_experiments")
     parser.add_argument("windows", type=Path, help="file of benchmarks.gpu_experiment_windows")
@@ -234,14 +218,14 @@ def main() -> None:
     cases = list(model_cases(given.results, load_corpora(given.windows)))
     as_they_are = [case for case in cases if not case.group.endswith("changed")]
     cases += list(run_cases(given.home)) if given.home else []
-    rules: tuple[tuple[str, Callable[[], list[str]]], ...] = (
-        ("99.8 % quantile", lambda: table(cases, "quantile")),
-        ("exponential tail", lambda: table(cases, "tail")),
-        ("quantile, drawn anew: mean, lowest", lambda: deals_table(as_they_are, "quantile", drawn_anew)),
-        ("quantile, another stretch: mean, lowest", lambda: deals_table(as_they_are, "quantile", stretch_anew)),
-    )
-    for title, make in rules:
-        sys.stdout.write("\n".join([f"Threshold: {title}. F1 (false alarms).", "", *make(), "", ""]))
+    tables = {
+        "99.8 % quantile": table(cases, "quantile"),
+        "exponential tail": table(cases, "tail"),
+        "quantile, drawn anew: mean, lowest": deals_table(as_they_are, "quantile", drawn_anew),
+        "quantile, another stretch: mean, lowest": deals_table(as_they_are, "quantile", stretch_anew),
+    }
+    for title, lines in tables.items():
+        sys.stdout.write("\n".join([f"Threshold: {title}. F1 (false alarms).", "", *lines, "", ""]))
 
 
 if __name__ == "__main__":

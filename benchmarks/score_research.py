@@ -8,6 +8,7 @@ average precision), and the test split only tells what that choice is worth.
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora
 from benchmarks.experiment_judging import FALSE_ALARM_RATE, rules
 from benchmarks.experiment_plan import CHANGES
-from benchmarks.window_scores import Scores, predicted, window_scores
+from benchmarks.window_scores import Predicted, Scores, predicted, window_scores
 from fl.thresholds import label_free_threshold, rank
 
 Row = dict[str, Any]
@@ -61,20 +62,25 @@ def _merit(found: Row) -> tuple[float, float]:
     return found["f1"], found["ap"]
 
 
+def kept_predictions(kept: Mapping[str, np.ndarray], experiment: str, log: str, order: str) -> Predicted | None:
+    """How a model predicted a log's windows, changed ones too where `order` has them; None where not all is kept."""
+    unstable = f"{experiment.replace('headline', '').strip()} unstable, {log}".strip()
+    names = [f"{experiment}, {log}"] + [unstable] * (order != AS_IT_IS)
+    if any(f"{name}.rows" not in kept for name in names):
+        return None
+    plain, *changed = (predicted(kept, name) for name in names)
+    return Predicted({**changed[0].surprise, **plain.surprise}, None) if changed else plain
+
+
 def research(results: Path, corpora: dict[str, Corpus]) -> list[Row]:
     """All cases that the results hold."""
     found = []
     with np.load(results / "surprises.npz", allow_pickle=False) as file:
         kept = dict(file)
     for experiment, log, split, order in CASES:
-        names = [f"{experiment}, {log}", f"{experiment.replace('headline', '').strip()} unstable, {log}".strip()]
-        needed = [name for name in (names[:1] if order == AS_IT_IS else names) if f"{name}.rows" in kept]
-        if log not in corpora or not needed or (order != AS_IT_IS and len(needed) < 2):
+        merged = kept_predictions(kept, experiment, log, order) if log in corpora else None
+        if merged is None:
             continue
-        parts = [predicted(kept, name) for name in needed]
-        merged = parts[0]
-        for part in parts[1:]:
-            merged = type(merged)({**part.surprise, **merged.surprise}, None)
         plain = predicted(kept, f"untouched, {log}") if f"untouched, {log}.rows" in kept else None
         corpus = corpora[log]
         scores = {

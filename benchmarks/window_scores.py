@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.experiment_data import AS_IT_IS, Corpus
 from fl.rarity import RARITY, rarity, usual_windows
 from fl.scoring import message_surprise
-from fl.usual_messages import EXCESS, message_surprises
+from fl.usual_messages import EXCESS, MessageSurprises, message_surprises
 
 Scores = dict[str, np.ndarray]
 END = -1
@@ -127,12 +127,17 @@ def _excesses(
     }
 
 
+def packed_messages(corpus: Corpus, numbers: Sequence[int], found: Predicted) -> MessageSurprises:
+    """The messages of some distinct windows as the product takes them; any number but its end's stands for a text."""
+    told = [message_surprise(found.surprise[number], corpus.message_starts[number]) for number in numbers]
+    texts = [corpus.message_ids[number].astype(np.uint64) + np.uint64(1) for number in numbers]
+    return message_surprises(texts, told)
+
+
 def _shipped(corpus: Corpus, found: Predicted, mean_token: np.ndarray, calibration: np.ndarray) -> Scores:
     """The two scores of the product that need to know what is usual."""
     numbers = sorted(found.surprise)
-    told = [message_surprise(found.surprise[number], corpus.message_starts[number]) for number in numbers]
-    texts = [corpus.message_ids[number].astype(np.uint64) + np.uint64(1) for number in numbers]
-    packed, times = message_surprises(texts, told), np.bincount(calibration, minlength=len(corpus.token_ids))
+    packed, times = packed_messages(corpus, numbers, found), np.bincount(calibration, minlength=len(corpus.token_ids))
     shipped = usual_windows(packed, mean_token[numbers], times[numbers]).columns(packed, mean_token[numbers])
     columns = {name: np.full(len(corpus.token_ids), np.nan) for name in shipped}
     for name, values in shipped.items():

@@ -68,7 +68,7 @@ class UsualWindows:
 
     def columns(self, found: MessageSurprises, mean_token: npt.ArrayLike) -> dict[str, Floats]:
         """`max_excess` and `rarity` of some windows, given their messages and their mean surprise of a token."""
-        columns = {"mean_token": np.asarray(mean_token, np.float64), EXCESS: self.messages.excess(found)}
+        columns = _parts(self.messages, found, mean_token)
         rare = [rarity(columns[name], self.scores[name], ROUNDING[name]) for name in PARTS if name in self.scores]
         return {EXCESS: columns[EXCESS]} | ({RARITY: np.max(rare, axis=0)} if rare else {})
 
@@ -76,5 +76,9 @@ class UsualWindows:
 def usual_windows(found: MessageSurprises, mean_token: npt.ArrayLike, windows: npt.ArrayLike) -> UsualWindows:
     """What is usual where the i-th of `found` stands for `windows[i]` calibration windows; 0 leaves it out."""
     messages, times = usual_messages(found, windows), np.asarray(windows, np.int64)
-    columns = {"mean_token": np.asarray(mean_token, np.float64), EXCESS: messages.excess(found)}
+    columns = _parts(messages, found, mean_token)
     return UsualWindows(messages, {name: np.sort(np.repeat(columns[name], times)) for name in PARTS})
+
+
+def _parts(messages: UsualMessages, found: MessageSurprises, mean_token: npt.ArrayLike) -> dict[str, Floats]:
+    return {"mean_token": np.asarray(mean_token, np.float64), EXCESS: messages.excess(found)}

@@ -139,14 +139,14 @@ class Judge:
         if not missing:
             return
         model, loaded = self.model
-        usual = learning("usual_messages")
+        usual_messages = learning("usual_messages")
         k, by_message = self.facts["k"], self.usual is not None
         ids, starts = ([getattr(composed[row], part) for row in missing.values()] for part in ("ids", "starts"))
         score_sequences = learning("scoring").score_sequences
         columns = score_sequences(model, loaded, ids, starts, (k or 1,), progress=progress, by_message=by_message)
         if by_message:
             messages = _hashes(windows, list(missing.values()))
-            found = usual.message_surprises(messages, columns[usual.SURPRISES].tolist())
+            found = usual_messages.message_surprises(messages, columns[usual_messages.SURPRISES].tolist())
             columns |= self.usual.columns(found, columns["mean_token"])
         scores = learning("anomaly_scores").anomaly_score(columns, self.facts["score"], k)
         self.store.add(dict(zip(missing, scores.tolist(), strict=True)))
