@@ -68,6 +68,11 @@ def _read(folder: Path, name: str, columns: tuple[str, ...]) -> dict[str, np.nda
     return {column: table[column].to_numpy() for column in columns}
 
 
+def exceeds(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Which scores are above a threshold by more than rounding."""
+    return scores > threshold + ROUNDING * max(1.0, abs(threshold))
+
+
 class Judge:
     """Judges windows with the detector in a folder; the model is loaded when the first window needs it."""
 
@@ -119,7 +124,7 @@ class Judge:
 
     def exceeds(self, scores: np.ndarray) -> np.ndarray:
         """Which scores are above the threshold by more than rounding."""
-        return scores > self.threshold + ROUNDING * max(1.0, abs(self.threshold))
+        return exceeds(scores, self.threshold)
 
     def compose(self, windows: Windows) -> list[Tokens]:
         """The tokens of each window; equal windows share theirs."""

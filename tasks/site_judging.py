@@ -16,6 +16,7 @@ from fl.rarity import USUAL_SCORES, UsualWindows
 from fl.usual_messages import SURPRISES
 from storage.datasets import DatasetSpec
 from storage.detection import DetectConfig, Outcome
+from storage.judging import exceeds
 from storage.normal_windows import write_normal_windows
 from storage.progress import Progress, silent
 from storage.stages import Stage
@@ -27,9 +28,6 @@ from tasks.usual_scores import calibration_windows, message_hashes, usual_scores
 if TYPE_CHECKING:
     from fl.calibration import ThresholdRule
     from fl.model import LoadedModel
-
-_ROUNDING = 1e-5
-"""As storage/judging.py has it: a score so near the threshold is at it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,6 @@ class Judged:
         calibration = self.scores.filter(pl.col("split") == "calibration")
         held_out = self.scores.filter(pl.col("split").is_in(HELD_OUT))
         quantiles = np.quantile(calibration["mean_token"].to_numpy(), [0.5, 0.9, 0.99])
-        margin = self.threshold + _ROUNDING * max(1.0, abs(self.threshold))
         return {
             "partition": number,
             "calibration_windows": calibration.height,
@@ -66,7 +63,7 @@ class Judged:
             **{f"surprise_{share}": float(value) for share, value in zip((50, 90, 99), quantiles, strict=True)},
             "threshold": self.threshold,
             "held_out_windows": held_out.height,
-            "flagged_windows": int((held_out["score"] > margin).sum()),
+            "flagged_windows": int(exceeds(held_out["score"].to_numpy(), self.threshold).sum()),
             "alerts": alerts,
             "seconds": self.seconds,
         }
