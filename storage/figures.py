@@ -1,5 +1,6 @@
 """The figures of a run, each as SVG, PDF and PNG; plain numbers in, paths out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,22 +144,32 @@ def score_histograms(
     Labels: 1 anomalous, 0 normal, -1 unknown; `thresholds` by kind; `score` in words names the axis.
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    # A few windows far out would press all others into one bar.
-    wide = values.min() > 0 and values.max() > 20 * np.median(values) > 0
-    edges = (
-        np.geomspace(values.min(), values.max(), bins + 1) if wide else np.histogram_bin_edges(values, bins)
-    ).tolist()
+    # A few windows far out would press all others into one bar. Unlike a logarithm an asinh has room for a score of 0.
+    distances = np.abs(values[values != 0])
+    middle = float(np.median(distances)) if len(distances) else 0.0
+    wide = distances.max(initial=0.0) > 20 * middle
+    edges = np.histogram_bin_edges(np.arcsinh(values / middle) if wide else values, bins)
+    if wide:
+        edges = np.sinh(edges) * middle
+        edges[0], edges[-1] = values.min(), values.max()  # as they are, not as rounded
+    borders = edges.tolist()
     with picture(8.4, 3.8) as (figure, (axes,)):
         groups = {"normal": (truth == 0, NORMAL), "anomalous": (truth == 1, ANOMALOUS), "no label": (truth < 0, RULE)}
         for name, (chosen, colour) in groups.items():
             if chosen.any():
                 label = f"{name} ({chosen.sum():,})"
-                axes.hist(values[chosen], edges, color=colour, alpha=0.55, edgecolor=colour, linewidth=0.4, label=label)
+                axes.hist(
+                    values[chosen], borders, color=colour, alpha=0.55, edgecolor=colour, linewidth=0.4, label=label
+                )
         for kind, value in thresholds.items():
             name = f"{kind.replace('_', '-')} threshold"
             axes.axvline(value, color="#222222", linestyle=THRESHOLD_STYLES.get(kind, "-"), linewidth=1.2, label=name)
         axes.set_yscale("log")
-        axes.set_xscale("log" if wide else "linear")
+        if wide:
+            axes.set_xscale("asinh", linear_width=middle)
+            shown = [edges[0], edges[-1], *filter(math.isfinite, thresholds.values())]
+            axes.set_xlim(min(shown), max(shown) + 0.1 * abs(max(shown)))
+            axes.set_xticks([tick for tick in axes.get_xticks() if tick == 0 or abs(tick) >= middle])
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

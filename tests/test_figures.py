@@ -1,8 +1,11 @@
 """Figures exist in both forms, hold the words they should, and are the same twice."""
 
+import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from xml.etree import ElementTree
 
 import numpy as np
@@ -85,11 +88,20 @@ def test_no_window_is_left_out_of_a_histogram(tmp_path: Path, monkeypatch: pytes
         return result
 
     monkeypatch.setattr(Axes, "hist", counted)
-    for far in (1.0, 1000.0):
+    for lowest, far in itertools.product((0.1, 0.0, -1.0), (1.0, 1000.0, 31234.567)):
         drawn.clear()
-        scores = np.append(SCORES, SCORES.max() * far)
-        figures.score_histograms(scores, np.append(LABELS, 1), THRESHOLDS, "surprise", tmp_path / "h")
+        scores = np.append(SCORES, [lowest, SCORES.max() * far])
+        figures.score_histograms(scores, np.append(LABELS, [0, 1]), THRESHOLDS, "surprise", tmp_path / "h")
         assert sum(drawn) == len(scores)
+
+
+@pytest.mark.parametrize("lowest", [0.5, 0.0])
+def test_windows_far_out_leave_room_for_the_others_in_a_histogram(tmp_path: Path, lowest: float) -> None:
+    scores = np.append(np.linspace(lowest, 2.0, 99), 1e4)
+    with patch.object(Axes, "hist", autospec=True, side_effect=Axes.hist) as drawn:
+        figures.score_histograms(scores, np.zeros(100), {"label_free": math.inf}, "surprise", tmp_path / "h")
+    edges = drawn.call_args.args[2]
+    assert np.sum(np.less_equal(edges, 2.0)) >= 5
 
 
 def test_figures_can_be_drawn_without_labels_rounds_or_rules(tmp_path: Path) -> None:
