@@ -119,14 +119,18 @@ def smollm_shapes(size: str, tuning: Tuning) -> Shapes:
 
 
 def full_model_size(folder: str | Path) -> MessageSize:
-    """What full fine-tuning of the model in `folder` (its config.json is read) would send in one message."""
+    """What full fine-tuning of the model in `folder` would send in one message."""
+    return message_size(model_config(folder), Tuning(kind="full"))
+
+
+def model_config(folder: str | Path) -> Any:  # noqa: ANN401
+    """The transformers configuration of the model in `folder`; raises ModelError where it has none to use."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"There is no usable config.json in {folder}: prepare the model again.") from error
-    return message_size(config, Tuning(kind="full"))
 
 
 def _full_shapes(config: Any) -> Shapes:  # noqa: ANN401

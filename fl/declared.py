@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from fl.errors import FederationError
-from fl.exchange import UPDATE, Arrays
+from fl.exchange import Arrays
 
 ADMIT, ADAPTER, TRAIN, JUDGE, DONE = "query.rules", "query.adapter", "train", "evaluate", "query.done"
 
@@ -52,12 +52,24 @@ ONLY_SOMETIMES: dict[str, dict[str, str]] = {
     TRAIN: {"unclipped": "under adaptive clipping: whether the update was within the clipping norm"},
 }
 """Numbers that a kind of reply holds under some rules of the federation only."""
-WITH_ARRAYS = (ADAPTER, TRAIN)
-"""The kinds of reply that hold the adapter's arrays."""
+COUNTS = {
+    "partition",
+    "round",
+    "examples",
+    "tokens",
+    "computed_tokens",
+    "steps",
+    "calibration_windows",
+    "held_out_windows",
+    "flagged_windows",
+    "alerts",
+    "unclipped",
+}
+"""Those that are whole: from 0, `alerts` from -1."""
 
 
 def check_numbers(kind: str, numbers: Mapping[str, object]) -> None:
-    """Raise FederationError for a number that is not declared, missing, or no finite number."""
+    """Raise FederationError for a number that is not declared, missing, not finite, or no count where it should be."""
     if kind not in NUMBERS:
         raise FederationError(f"A site sends no reply of the kind {kind!r:.40}.")
     if differing := sorted((set(numbers) - set(ONLY_SOMETIMES.get(kind, ()))) ^ set(NUMBERS[kind])):
@@ -65,20 +77,14 @@ def check_numbers(kind: str, numbers: Mapping[str, object]) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise FederationError(f"A reply to {kind} has {name} as {type(value).__name__}, not as a finite number.")
+        if name in COUNTS and (not isinstance(value, int) or value < (-1 if name == "alerts" else 0)):
+            raise FederationError(f"A reply to {kind} has {name} as {value!r:.40}, which is no count.")
 
 
-def check_arrays(kind: str, arrays: Arrays, adapter: Arrays | None) -> None:
-    """Raise FederationError for arrays that are not those of the adapter received, or its one coded update.
-
-    `adapter`: the arrays that came with the request; None where it had none, as for the first adapter.
-    """
-    if kind not in WITH_ARRAYS:
-        if arrays:
-            raise FederationError(f"A reply to {kind} holds no arrays.")
-        return
+def check_arrays(kind: str, arrays: Arrays, expected: Arrays) -> None:
+    """Raise FederationError for other arrays than `expected`: names, shapes and types."""
+    if differing := sorted(arrays.keys() ^ expected.keys()):
+        raise FederationError(f"A reply to {kind} holds other arrays than declared: {differing[0][:120]}.")
     for name, array in arrays.items():
-        if name == UPDATE and array.dtype == "uint8" and array.ndim == 1:
-            continue
-        known = adapter.get(name) if adapter is not None else array
-        if known is None or array.shape != known.shape or array.dtype.kind != "f":
+        if (array.shape, array.dtype) != (expected[name].shape, expected[name].dtype):
             raise FederationError(f"A reply to {kind} holds an array that is not the adapter's: {name[:120]}.")

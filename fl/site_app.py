@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.app.error import Error
 from flwr.clientapp import ClientApp
 
 from fl import client_app
 from fl.declared import ADAPTER, JUDGE, TRAIN, check_arrays, check_numbers
-from fl.errors import FederationError
+from fl.errors import BadMessage, FederationError
 from fl.exchange import Arrays
+from fl.plain_arrays import claimed_array
 
 _FAILED, _REFUSED = 101, 102
 FAILED = "The site could not do this; its own screen says why."
@@ -34,8 +34,14 @@ class Member(Protocol):
     def admit(self, rules: str, number: int) -> Mapping[str, float]:
         """Take part by these rules under this number, and prepare the windows; raises NotAgreed."""
 
-    def expect(self, config: Mapping[str, Any]) -> None:
-        """Raise NotAgreed where a request's configuration is not the one agreed to."""
+    def expect(self, kind: str, config: Mapping[str, Any], *, last: bool = False) -> None:
+        """Raise NotAgreed where a request of this kind has another configuration than the one agreed to."""
+
+    def training_on(self, config: Mapping[str, Any], received: Arrays) -> None:
+        """Note that a round is trained; raise NotAgreed where that would tell more than was accounted for."""
+
+    def sends(self, kind: str, number: int) -> Arrays:
+        """Arrays of the names, shapes and types that a reply of this kind holds in a round."""
 
     def node_config(self) -> dict[str, str | int]:
         """The client's settings, as fl/client_app.py reads them."""
@@ -58,19 +64,21 @@ def site_app(member: Member) -> ClientApp:
 
     @client.query("adapter")
     def first(message: Message, context: Context) -> Message:
-        member.expect(dict(message.content["config"]))
+        member.expect(ADAPTER, dict(message.content["config"]))
         return client_app.first_adapter(message, context)
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        member.expect(dict(message.content["config"]))
+        config = dict(message.content["config"])
+        member.expect(TRAIN, config)
+        member.training_on(config, arrays_of(message.content))
         return client_app.train(message, context)
 
     @client.evaluate()
     def judge(message: Message, context: Context) -> Message:
         config = dict(message.content["config"])
         last = bool(config.pop("last"))
-        member.expect(config)
+        member.expect(JUDGE, config, last=last)
         return _numbers(message, member.judge(config, arrays_of(message.content), last=last))
 
     @client.query("done")
@@ -82,8 +90,14 @@ def site_app(member: Member) -> ClientApp:
 
 
 def arrays_of(content: RecordDict) -> Arrays:
-    """The arrays of a message by name; none where it has no record of them."""
-    return {name: array.numpy() for name, array in content["arrays"].items()} if "arrays" in content else {}
+    """The arrays of a message by name; none where it has no record of them.
+
+    Raises BadMessage for one that is not finite float32 or packed bytes in numpy's plain form.
+    """
+    if "arrays" not in content:
+        return {}
+    sent = content["arrays"]
+    return {name: claimed_array(array, name, ("float32", "uint8")) for name, array in sent.items()}
 
 
 def _numbers(message: Message, numbers: Mapping[str, float]) -> Message:
@@ -105,7 +119,6 @@ def answer(client: ClientApp, member: Member, message: Message, node_id: int) ->
     """The reply to a message, held against what is declared; an error becomes one of the fixed sentences."""
     started = time.monotonic()
     kind = message.metadata.message_type
-    adapter = arrays_of(message.content) if kind in {TRAIN, JUDGE} and message.has_content() else None
     context = Context(
         run_id=message.metadata.run_id,
         node_id=node_id,
@@ -115,7 +128,8 @@ def answer(client: ClientApp, member: Member, message: Message, node_id: int) ->
     )
     try:
         reply = client(message, context)
-        numbers, arrays = _checked(kind, reply, adapter)
+        number = int(message.content["config"]["round"]) if kind == TRAIN else 0
+        numbers, arrays = _checked(kind, reply, member.sends(kind, number))
     except Exception as error:
         sentence = REFUSED if isinstance(error, NotAgreed) else FAILED
         code = _REFUSED if isinstance(error, NotAgreed) else _FAILED
@@ -125,16 +139,16 @@ def answer(client: ClientApp, member: Member, message: Message, node_id: int) ->
     return Answer(reply, time.monotonic() - started, numbers, size)
 
 
-def _checked(kind: str, reply: Message, adapter: Arrays | None) -> tuple[dict[str, float], Arrays]:
+def _checked(kind: str, reply: Message, expected: Arrays) -> tuple[dict[str, float], Arrays]:
     """The numbers and arrays of a reply; raises FederationError where it holds more than is declared."""
     content = reply.content
     if set(content) - {"arrays", "metrics"}:
         raise FederationError("A reply holds other records than arrays and numbers.")
     numbers = dict(content["metrics"]) if "metrics" in content else {}
-    arrays = arrays_of(content)
     check_numbers(kind, numbers)
-    check_arrays(kind, arrays, None if kind == ADAPTER else adapter)
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FederationError(f"The training gave NaN or infinity in {name}; nothing was sent.")
+    try:
+        arrays = arrays_of(content)
+    except BadMessage as error:
+        raise FederationError(f"The reply {error}; nothing was sent.") from error
+    check_arrays(kind, arrays, expected)
     return {name: float(str(value)) for name, value in numbers.items()}, arrays

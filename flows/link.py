@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fl.accounting import privacy_plan
 from fl.errors import FederationError, LinkLost, LinkRefused, LostClients
 from fl.federation import save_job
 from fl.link import Link
@@ -60,7 +61,7 @@ class LinkSettings(BaseModel):
     join_seconds: float = Field(default=600.0, ge=0)
     """How long a round waits for missing sites before the run is tried again."""
     patience: float = Field(default=3600.0, ge=0)
-    """How long the link goes on without a new round before it gives up."""
+    """How long the link goes on without a new round before it gives up; longer than a round takes."""
 
     @property
     def address(self) -> str:
@@ -76,7 +77,7 @@ class LinkRun:
         needed_files(settings.certs, (CA, SERVER, SERVER_KEY), "link")
         self._rules, self._settings, self._tell, self._model = rules, settings, tell, Path(model)
         self.sites: list[RegisteredSite] = registered_sites(settings.certs)
-        self.run_id = f"{rules.preset}-sites-{rules.sha256[:8]}"
+        self.run_id = rules.run_id
         self.folder = layout.run(self.run_id)
         self._services = layout.home / "link"
         self._supervised = Supervised(self._service(), self._services, _environment(self._services))
@@ -86,6 +87,7 @@ class LinkRun:
         self._nodes: dict[int, int] = {}
         self._process: int | None = None
         self._begun = time.monotonic()
+        self._news = "none"
 
     @property
     def names(self) -> list[str]:
@@ -99,6 +101,9 @@ class LinkRun:
         Raises ServiceError where the link cannot run, FederationError where the run cannot go on.
         """
         self._services.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._rules.privacy.is_on:
+            for name, words in privacy_plan(self._rules.privacy, self._rules.federation).items():
+                self._tell(f"{name}: {words}")
         with _sole_link(self._services), self._signals() if signals else nullcontext():
             end_belonging(str(self._services))
             self._check_ports()
@@ -159,9 +164,10 @@ class LinkRun:
             return False  # the supervisor sees to it
         except LinkRefused as error:
             raise ServiceError(f"{error} Its log is {self._supervised.log}.") from error
-        if state.status != "finished":
-            return False
         self._hear()
+        if state.status != "finished":
+            self._check_patience()
+            return False
         if state.ended == "completed":
             return True
         self._failed(state.details)
@@ -181,6 +187,7 @@ class LinkRun:
                 names=tuple(self.names),
                 judged_rounds=self._rules.judged_rounds,
                 join_seconds=self._settings.join_seconds,
+                model_folder=str(self._model),
             ),
         )
         self._flower_run = link.start({"run-folder": str(self.folder)})
@@ -201,12 +208,22 @@ class LinkRun:
         self._tell(f"{message} Trying again.")
         time.sleep(_RETRY_SECONDS)
 
+    def _check_patience(self) -> None:
+        """Raise LostClients where a round goes on for too long: a site that is there may still never answer."""
+        if time.monotonic() - self._begun > self._settings.patience:
+            raise LostClients(
+                f"No new round for {self._settings.patience:.0f} seconds; the last news: {self._news}. The same "
+                "command goes on after the last committed round; a longer --patience waits longer, and "
+                "round_timeout=SECONDS with min_replies=SITES goes on without sites that do not answer."
+            )
+
     def _hear(self) -> None:
         events, self._offset = read_events(self.folder, self._offset)
         for event in events:
-            if event["event"] == "committed":
+            if event["event"] in {"committed", "judged"}:
                 self._begun = time.monotonic()
             if (words := event_words(event, self.names)) is not None:
+                self._news = words
                 self._tell(words)
 
     def _check_ports(self) -> None:

@@ -1,6 +1,8 @@
 """A site as a member of a federation: what its operator agreed to, its windows, how it judges adapters, its alerts."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from fl.errors import FederationError, LearningError
 from flows.site_rules import SiteRules, differing, read_rules
+from storage.answered_rounds import answered_rounds, note_round
 from storage.certificates import CA
 from storage.consent import Consent, changes, read_consent, rules_hash, write_consent
 from storage.errors import DataError
 from storage.layout import Layout
 from storage.ledger import Ledger
 from storage.model_files import fetch_model
-from storage.stages import Stage
+from storage.stages import Stage, hash_file
 from tasks.site_judging import Judging, judge_windows, write_alerts, write_detector
 from tasks.site_windows import Reading, site_spec, site_windows
 
@@ -74,6 +77,8 @@ class _Membership:
     windows: Stage
     model_folder: Path
     expected: dict[str, Any]
+    adapter: "Arrays"
+    """Zeros in the shapes of the adapter's arrays."""
 
 
 class SiteMember:
@@ -110,7 +115,7 @@ class SiteMember:
         folder = self._model_folder(rules)
         self._tell("preparing the windows of the site's logs")
         windows = site_windows(self._reading(rules), number, folder / "tokenizer.json", self._layout)
-        self._membership = _Membership(rules, number, windows, folder, _expected(rules))
+        self._membership = _Membership(rules, number, windows, folder, _expected(rules), _empty_adapter(folder, rules))
         counts = windows.counts
         self._tell(
             f"takes part as number {number}: {counts['examples']:,} windows to train on, "
@@ -124,12 +129,17 @@ class SiteMember:
         from fl.site_app import NotAgreed
 
         known = read_consent(self.folder)
-        text = rules.text()
-        if known is not None and known.sha256 == rules_hash(text) and known.number == number:
-            return known
-        changed = [] if known is None else changes(known.rules, text)
-        if known is not None and known.number != number:
-            changed = [f"the site's number: {known.number} -> {number}", *changed]
+        text, link = rules.text(), self._settings.link
+        changed: list[str] = []
+        if known is not None:
+            asked, agreed = (rules_hash(text), number, link), (known.sha256, known.number, known.link)
+            if asked == agreed:
+                return known
+            if known.number != number:
+                changed.append(f"the site's number: {known.number} -> {number}")
+            if known.link != link:
+                changed.append(f"the link: {known.link} -> {link}")
+            changed += changes(known.rules, text)
         if not self._agree(rules, rules_hash(text), changed, number):
             self.refusal = NotConsented(
                 f"The rules of {self._settings.link} are not agreed to; to agree, start again with "
@@ -140,27 +150,42 @@ class SiteMember:
         return write_consent(self.folder, text, number, self._settings.link)
 
     def _model_folder(self, rules: SiteRules) -> Path:
-        """The base model's directory; raises FederationError where its weights are others than the rules name."""
-        from fl.model import prepare_model
+        """The base model's directory; raises FederationError where it is another model than the rules name."""
+        from fl.model import EMBEDDED, prepare_model
 
-        folder = prepare_model(self._model_name(rules), self._layout.models)
-        found = json.loads((folder / "card.json").read_text())["weights_sha256"]
-        if found != rules.model.sha256:
-            raise FederationError(
-                f"{self._model_name(rules)} has weights with the SHA-256 {found[:16]}..., the federation's have "
-                f"{rules.model.sha256[:16]}...; give the right directory with --model."
-            )
+        name = self._model_name(rules)
+        if name != EMBEDDED and not Path(name).is_dir():
+            self._ledger.fetch(f"https://huggingface.co/{name}")
+        folder = prepare_model(name, self._layout.models)
+        weights = json.loads((folder / "card.json").read_text())["weights_sha256"]
+        for what, found, named in (
+            ("weights", weights, rules.model.sha256),
+            ("a tokenizer", hash_file(folder / "tokenizer.json"), rules.model.tokenizer_sha256),
+        ):
+            if found != named:
+                if self._is_given(rules):  # so that another start fetches it anew
+                    shutil.rmtree(folder)
+                    shutil.rmtree(name)
+                raise FederationError(
+                    f"{name} has {what} with the SHA-256 {found[:16]}..., the federation's have {named[:16]}...; give "
+                    "the right directory with --model."
+                )
         return folder
+
+    def _is_given(self, rules: SiteRules) -> bool:
+        """Whether the link gives the base model."""
+        return self._settings.model is None and rules.model.port is not None
 
     def _model_name(self, rules: SiteRules) -> str:
         """What `prepare_model` makes the model of: what the operator gave, what the link gives, or a known name."""
-        if self._settings.model or rules.model.port is None:
+        if not self._is_given(rules):
             return self._settings.model or rules.model.name
         folder = self._layout.models / f"link--{rules.model.sha256[:16]}"
         if not (folder / "complete").is_file():
             self._tell(f"fetching the base model {rules.model.name} from the link, once")
-            host = self._settings.link.rpartition(":")[0]
-            fetch_model(f"{host}:{rules.model.port}", self._settings.certs / CA, folder)
+            address = f"{self._settings.link.rpartition(':')[0]}:{rules.model.port}"
+            self._ledger.fetch(f"https://{address}")
+            fetch_model(address, self._settings.certs / CA, folder)
             (folder / "complete").touch()
         return str(folder)
 
@@ -168,20 +193,62 @@ class SiteMember:
         settings = self._settings
         return Reading(settings.logs, settings.dataset, rules.window, rules.mask, rules.tokens, rules.split)
 
-    def expect(self, config: Mapping[str, Any]) -> None:
-        """Raise NotAgreed where a request asks for other training than the rules say."""
+    def expect(self, kind: str, config: Mapping[str, Any], *, last: bool = False) -> None:
+        """Raise NotAgreed where a request of this kind is not what the rules have at this point."""
         from fl.site_app import NotAgreed
 
         member = self._member
         given = {name: value for name, value in config.items() if name not in _FREE}
         if wrong := differing(given, member.expected):
             raise NotAgreed(f"The link asks for other {', '.join(wrong)} than the rules say; nothing was done.")
-        training, rounds = member.rules.training, member.rules.federation.rounds
         rate, number = float(config.get("learning-rate", 0.0)), int(config.get("round", 0))
-        if not 0 <= number <= rounds or not (rate == 0 or _within(rate, training)):
-            raise NotAgreed(f"The link asks for round {number} at a rate of {rate:g}, which is not in the rules.")
+        if not member.rules.ask(kind, number, rate, last=last):
+            raise NotAgreed(
+                f"The link asks for {kind} in round {number} at a rate of {rate:g}{' as the last' if last else ''}, "
+                "which is not in the rules; nothing was done."
+            )
         if not member.rules.privacy.allows(config.get("clipping-norm")):
             raise NotAgreed("The link asks for another clipping norm than the rules say; nothing was done.")
+
+    def training_on(self, config: Mapping[str, Any], received: "Arrays") -> None:
+        """Note that a round is trained; raise NotAgreed where the site's own noise would be averaged away by it."""
+        from fl.adapter_files import adapter_hash
+        from fl.site_app import NotAgreed
+        from storage.noise_keys import noise_key
+        from storage.residuals import residual_folder
+
+        member, number = self._member, int(config["round"])
+        privacy = member.rules.privacy
+        if privacy.noise != "local" or privacy.noise_source == "seed":
+            return
+        folder = residual_folder(self._residuals, member.rules.run_id, member.number)
+        answered = answered_rounds(folder)
+        request = hashlib.sha256(f"{json.dumps(dict(config), sort_keys=True)} {adapter_hash(received)}".encode())
+        if answered.setdefault(number, request.hexdigest()) != request.hexdigest():
+            raise NotAgreed(
+                f"The link asks for round {number} again, but not for the same: two answers with noise of their own "
+                "tell more than one; nothing was done."
+            )
+        noise_key(folder, is_begun=bool(answered_rounds(folder)))
+        note_round(folder, number, request.hexdigest())
+
+    def sends(self, kind: str, number: int) -> "Arrays":
+        """Arrays of the names, shapes and types that a reply of this kind holds in a round."""
+        from fl.codecs import Codec
+        from fl.declared import ADAPTER, TRAIN
+        from fl.exchange import Exchange
+
+        if kind not in {ADAPTER, TRAIN}:
+            return {}
+        rules, adapter = self._member.rules, self._member.adapter
+        if kind == ADAPTER:
+            return adapter
+        trained = frozenset(name for name in adapter if rules.tuning.trains(name, number))
+        return Exchange(adapter, {}, trained, rules.federation.uplink, Codec("none")).expected
+
+    @property
+    def _residuals(self) -> Path:
+        return self.folder / "residuals"
 
     def node_config(self) -> dict[str, str | int]:
         """The client's settings."""
@@ -192,7 +259,7 @@ class SiteMember:
             "partition-id": member.number,
             "shares-folder": str(member.windows.file("shares")),
             "model-folder": str(member.model_folder),
-            "state-folder": str(self.folder / "residuals"),
+            "state-folder": str(self._residuals),
             "device": settings.device,
         }
         return found if settings.threads is None else {**found, "threads": settings.threads}
@@ -253,20 +320,26 @@ class SiteMember:
         return found.alerts
 
 
-_FREE = ("round", "learning-rate", "run", "residual-of", "clipping-norm")
+_FREE = ("round", "learning-rate", "residual-of", "clipping-norm")
 """What a request may choose within the rules."""
-
-
-def _within(rate: float, training: Any) -> bool:  # noqa: ANN401
-    return bool(training.learning_rate_min * 0.999 <= rate <= training.learning_rate_max * 1.001)
 
 
 def _expected(rules: SiteRules) -> dict[str, Any]:
     """What every request of these rules has, as the server itself puts it."""
     from fl.server_app import round_config
 
-    record = round_config(rules.job("", Path()), 1, 0.0)
+    record = round_config(rules.job(rules.run_id, Path()), 1, 0.0)
     return {name: value for name, value in record.items() if name not in _FREE}
+
+
+def _empty_adapter(model_folder: Path, rules: SiteRules) -> "Arrays":
+    """An adapter of these rules without values; raises ModelError for a folder without a usable config.json."""
+    import numpy as np
+
+    from fl.costs import adapter_shapes, model_config
+
+    shapes = adapter_shapes(model_config(model_folder), rules.tuning)
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
 def site_folder(name: str, layout: Layout) -> Path:

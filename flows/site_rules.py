@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fl.accounting import affordable_rounds
 from fl.anomaly_scores import DEFAULT_SCORE, ScoreName
 from fl.calibration import ThresholdRule
+from fl.declared import ADAPTER, JUDGE, TRAIN
 from fl.errors import FederationError
 from fl.federation import Federation, TrainingJob
 from fl.hyperparameters import LocalTraining, Tuning
@@ -19,7 +21,9 @@ from storage.consent import rules_hash
 from storage.datasets import resolve
 from storage.layout import Layout
 from storage.masks import MaskRules
+from storage.site_numbers import is_judged_after
 from storage.splits import SplitRule
+from storage.stages import hash_file
 from storage.tokens import TokenRule
 from storage.windows import WindowRule
 
@@ -33,6 +37,8 @@ class BaseModelRule(BaseModel):
     """As the link calls it; a site may have it in a folder of its own."""
     sha256: str
     """Of its weights, as the model's card has it."""
+    tokenizer_sha256: str
+    """Of its tokenizer.json."""
     quantization: str
     """Form of the weights in memory."""
     port: int | None
@@ -84,6 +90,27 @@ class SiteRules(BaseModel):
         """Their name."""
         return rules_hash(self.text())
 
+    @property
+    def run_id(self) -> str:
+        """The name of the one run that has these rules."""
+        return f"{self.preset}-sites-{self.sha256[:8]}"
+
+    @property
+    def shares_bases(self) -> bool:
+        """Whether the first adapter holds bases that a site takes from a gradient of its own windows."""
+        return self.tuning.kind == "sb" and self.tuning.bases == "gradient"
+
+    def ask(self, kind: str, number: int, rate: float, *, last: bool) -> bool:
+        """Whether a request of this kind belongs to a round, at a learning rate; `last` asks for alerts as well."""
+        until = affordable_rounds(self.privacy, self.federation)
+        if kind == TRAIN:
+            lowest, highest = self.training.learning_rate_min, self.training.learning_rate_max
+            return 1 <= number <= until and lowest * 0.999 <= rate <= highest * 1.001
+        if kind == JUDGE:
+            is_due = is_judged_after(self.judged_rounds, number, until)
+            return is_due and 1 <= number <= until and rate == 0 and last == (number == until)
+        return kind == ADAPTER and self.shares_bases and number == 0 and rate == 0
+
     def job(self, run_id: str, run_folder: Path) -> TrainingJob:
         """The server's job; what belongs to the sites' machines is not in it."""
         return TrainingJob(
@@ -100,8 +127,8 @@ class SiteRules(BaseModel):
         )
 
 
-def rules_of(config: RunConfig, weights_sha256: str, sites: int, model_port: int | None = None) -> SiteRules:
-    """The rules of a run with so many registered sites."""
+def rules_of(config: RunConfig, model: Path, sites: int, model_port: int | None = None) -> SiteRules:
+    """The rules of a run with so many registered sites, for the base model in a directory."""
     spec = resolve(config.dataset)
     score = DEFAULT_SCORE if config.detection.score == "auto" else config.detection.score
     # A directory's path on the link's machine is nobody's business, and of no use elsewhere.
@@ -113,7 +140,13 @@ def rules_of(config: RunConfig, weights_sha256: str, sites: int, model_port: int
         mask=config.mask or spec.mask,
         tokens=config.tokens,
         split=config.split,
-        model=BaseModelRule(name=name, sha256=weights_sha256, quantization=quantization, port=model_port),
+        model=BaseModelRule(
+            name=name,
+            sha256=json.loads((model / "card.json").read_text())["weights_sha256"],
+            tokenizer_sha256=hash_file(model / "tokenizer.json"),
+            quantization=quantization,
+            port=model_port,
+        ),
         tuning=config.tuning,
         training=config.training,
         federation=replace(config.federation, clients=sites),
@@ -132,8 +165,7 @@ def federation_rules(config: RunConfig, certs: Path, model_port: int | None, lay
 
     sites = len(registered_sites(certs))
     model = prepare_model(config.model.name, layout.models)
-    card = json.loads((model / "card.json").read_text())
-    return rules_of(config, card["weights_sha256"], sites, model_port), model
+    return rules_of(config, model, sites, model_port), model
 
 
 def read_rules(text: str) -> SiteRules:

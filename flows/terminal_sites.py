@@ -11,8 +11,9 @@ from flows.site_rules import SiteRules
 from storage.site_numbers import worst_site
 
 _WIDTH = 120
+_BASES = "once, bases of the adapter, from a gradient of windows of the site that is number 0"
 _REPLIES = {
-    ADMIT: "once, numbers",
+    ADMIT: "each time it joins, numbers",
     TRAIN: "after each round it trains in, the adapter's trained weights and numbers",
     JUDGE: "after each round that is judged, numbers",
 }
@@ -39,6 +40,8 @@ def show_rules(rules: SiteRules, digest: str, changed: Sequence[str], number: in
         for name, words in privacy_plan(rules.privacy, rules.federation).items():
             page.print(f"  {name:<17} {words}", soft_wrap=True)
     page.print("\nWhat leaves the site, and nothing else:")
+    if rules.shares_bases:
+        page.print(f"  {_BASES}")
     for kind, title in _REPLIES.items():
         page.print(f"  {title}:")
         for name, words in (NUMBERS[kind] | ONLY_SOMETIMES.get(kind, {})).items():
@@ -96,9 +99,21 @@ def event_words(event: Mapping[str, Any], names: Sequence[str]) -> str | None:
         "joined": "{site} takes part with {examples} windows",
         "refused": "{site} does not take part yet: {reason}",
         "round": "round {round}: {drawn}",
-        "committed": "round {round} of {of} committed: loss {loss:.3f}",
+        "committed": "round {round} of {of} committed: {loss}{epsilon}",
+        "without": "goes on without {sites}, which do not take part",
         "unjudged": "{site} could not judge the adapter: {reason}",
         "judged": "round {round}: judged by {sites} sites",
     }.get(event["event"])
-    drawn = ", ".join(names[partition] for partition in event["clients"]) if event["event"] == "round" else ""
-    return None if words is None else words.format(**{**event, "drawn": drawn})
+    if words is None:
+        return None
+    facts: dict[str, Any] = dict(event)
+    if event["event"] == "round":
+        facts["drawn"] = ", ".join(names[partition] for partition in event["clients"]) or "no site is drawn"
+    if event["event"] == "without":
+        facts["sites"] = ", ".join(event["sites"])
+    if event["event"] == "committed":
+        facts["loss"] = "nothing was trained" if event["loss"] is None else f"loss {event['loss']:.3f}"
+        spent = event.get("epsilon")
+        bound = "no bound" if spent is None else f"epsilon {spent:.3g} spent"
+        facts["epsilon"] = f", {bound}" if "epsilon" in event else ""
+    return words.format(**facts)

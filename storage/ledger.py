@@ -1,8 +1,10 @@
 """The site's own account of everything it sends: one JSON object a line, readable by people and by programs.
 
 call     a request to the link: time, call, what it carries, bytes, sha256 of the request as it is sent
-polls    calls that carry no more than the site's public key or its number at the link: time of the first, counts, bytes
-reply    what a reply says in words: kind, round, numbers by name, bytes of arrays
+polls    calls that carry no more than the site's public key or its number at the link, up to a minute of them: time of
+         the first, counts, bytes, sha256 of the requests one after the other
+reply    what a reply says in words: kind, numbers by name, bytes of arrays
+fetch    files of the base model that are asked for by HTTPS, unless they are kept here: where
 consent  rules that the operator agreed to, by their hash
 
 Beside these bytes each request has headers: the site's public key, the time, a signature of it, Flower's version.
@@ -12,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,16 +26,19 @@ from storage.errors import DiskFull
 _POLLS = {"ActivateNode", "PullMessages", "SendNodeHeartbeat", "PullObject", "ConfirmMessageReceived"}
 """Calls that carry no more than the site's public key or number."""
 _POLLS_TOGETHER = 600
+_POLLS_SECONDS = 60.0
 
 
 class Ledger:
-    """Appends lines; a line that cannot be written stops what was to be sent."""
+    """Appends lines, on the disk before anything is sent; a line that cannot be written stops what was to be sent."""
 
     def __init__(self, path: Path | None) -> None:
         """`path`: the file, None to keep none; raises StorageError where it cannot be written."""
         self._path = path
         self._lock = threading.Lock()
         self._polls: dict[str, Any] = {}
+        self._polls_hash = hashlib.sha256()
+        self._polls_since = 0.0
         self.bytes_sent = 0
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +59,11 @@ class Ledger:
         with self._lock:
             self._write({"time": _now(), "entry": "reply", "kind": kind, **facts})
 
+    def fetch(self, address: str) -> None:
+        """Files of the base model are about to be asked for."""
+        with self._lock:
+            self._write({"time": _now(), "entry": "fetch", "address": address})
+
     def consent(self, digest: str, number: int) -> None:
         """Rules were agreed to."""
         with self._lock:
@@ -66,11 +77,14 @@ class Ledger:
     def _poll(self, name: str, data: bytes) -> None:
         if not self._polls:
             self._polls = {"time": _now(), "entry": "polls", "calls": {}, "bytes": 0}
+            self._polls_hash, self._polls_since = hashlib.sha256(), time.monotonic()
         calls = self._polls["calls"]
         calls[name] = calls.get(name, 0) + 1
         self._polls["bytes"] += len(data)
+        self._polls_hash.update(data)
+        self._polls["sha256"] = self._polls_hash.hexdigest()
         self.bytes_sent += len(data)
-        if sum(calls.values()) >= _POLLS_TOGETHER:
+        if sum(calls.values()) >= _POLLS_TOGETHER or time.monotonic() - self._polls_since > _POLLS_SECONDS:
             # They carry nothing, and stay in memory until there is room: a site with a full disk is not a dead one.
             with contextlib.suppress(DiskFull):
                 self._write()
@@ -81,7 +95,7 @@ class Ledger:
         lines = [each for each in (self._polls, line) if each]
         data = "".join(json.dumps(each) + "\n" for each in lines).encode()
         try:
-            append_whole(self._path, data, 0o600)
+            append_whole(self._path, data, 0o600, through=True)
         except OSError as error:
             raise unwritten(error, f"the ledger {self._path} takes no entry, so nothing is sent") from error
         self._polls = {}

@@ -31,12 +31,19 @@ class FederationOfSites:
     """`all`, `last`, or every n-th round."""
     join_seconds: float
     """How long to wait for missing sites."""
+    model_folder: str
+    """Where the base model lies on the link's machine."""
 
     def judges(self, number: int, last: int) -> bool:
         """Whether the sites judge a round's adapter."""
-        if number == last or self.judged_rounds == "all":
-            return True
-        return isinstance(self.judged_rounds, int) and number % self.judged_rounds == 0
+        return is_judged_after(self.judged_rounds, number, last)
+
+
+def is_judged_after(judged_rounds: str | int, number: int, last: int) -> bool:
+    """Whether the sites judge the adapter of round `number` of `last`, where `judged_rounds` are to be judged."""
+    if number == last or judged_rounds == "all":
+        return True
+    return isinstance(judged_rounds, int) and number % judged_rounds == 0
 
 
 def save_federation(run_folder: Path, federation: FederationOfSites) -> None:

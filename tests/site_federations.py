@@ -62,11 +62,8 @@ def simulated_logs(blocks: int, folder: Path) -> list[Path]:
 
 def tiny_rules(model: Path, layout: Layout, **more: Any) -> SiteRules:  # noqa: ANN401
     """Rules of a federation that trains the tiny model for a few steps."""
-    import json
-
     from fl.model import prepare_model
 
-    card = json.loads((prepare_model(str(model), layout.models) / "card.json").read_text())
     config = RunConfig.model_validate(
         {
             "preset": "demo",
@@ -80,13 +77,13 @@ def tiny_rules(model: Path, layout: Layout, **more: Any) -> SiteRules:  # noqa: 
             **more,
         }
     )
-    return rules_of(config, card["weights_sha256"], len(NAMES))
+    return rules_of(config, prepare_model(str(model), layout.models), len(NAMES))
 
 
-def federation_of(rules: SiteRules, **nodes: int) -> FederationOfSites:
+def federation_of(rules: SiteRules, model: Path, **nodes: int) -> FederationOfSites:
     """What the server knows; `nodes` are the sites' nodes by name, else 101, 102, ..."""
     known = {partition: nodes.get(name, 101 + partition) for partition, name in enumerate(NAMES)}
-    return FederationOfSites(rules.text(), known, NAMES, rules.judged_rounds, join_seconds=0.0)
+    return FederationOfSites(rules.text(), known, NAMES, rules.judged_rounds, 0.0, str(model))
 
 
 def gathered_shares(homes: Path, folder: Path) -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fl.declared import JUDGE, check_numbers
+from fl.errors import FederationError
 from flows.terminal_sites import event_words, sites_report, sites_table
 from storage.consent import changes, read_consent, rules_hash, write_consent
 from storage.errors import StorageError
@@ -59,11 +61,23 @@ def test_the_ledger_has_a_line_for_each_request_and_one_for_many_questions(tmp_p
     ledger.close()
     polls, reply, push, beat = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert (polls["calls"], polls["bytes"]) == ({"PullMessages": 5}, 10)
+    assert polls["sha256"] == hashlib.sha256(b"ab" * 5).hexdigest()
     assert (reply["kind"], reply["numbers"]) == ("train", {"loss": 1.5})
     assert push["sha256"] == hashlib.sha256(b"\x0a\x03ArrayChunk 12\x00abc").hexdigest()
     assert (push["bytes"], push["carries"]) == (19, "a part of a reply (ArrayChunk)")
     assert beat["calls"] == {"SendNodeHeartbeat": 1}
+    assert beat["sha256"] == hashlib.sha256(b"abc").hexdigest()
     assert ledger.bytes_sent == 10 + 19 + 3
+
+
+def test_polls_are_written_every_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("storage.ledger.time.monotonic", lambda: now[0])
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for now[0] in range(0, 130, 10):
+        ledger.call("PullMessages", b"ab")
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [line["calls"]["PullMessages"] for line in lines] == [8]
 
 
 def test_requests_of_several_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
@@ -102,7 +116,7 @@ def test_numbers_of_a_round_told_twice_count_once_and_half_a_line_not_at_all(tmp
 
 
 def test_a_federation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    federation = FederationOfSites("{}", {0: 2**63 + 5, 1: 7}, ("north", "south"), 2, 30.0)
+    federation = FederationOfSites("{}", {0: 2**63 + 5, 1: 7}, ("north", "south"), 2, 30.0, "model")
     save_federation(tmp_path, federation)
     assert load_federation(tmp_path) == federation
     assert [number for number in range(1, 6) if federation.judges(number, 5)] == [2, 4, 5]
@@ -148,4 +162,21 @@ def test_a_round_that_begins_and_one_that_is_committed_are_told_by_the_sites_nam
     assert event_words(begun, names) == "round 2: north, west"
     committed = {"event": "committed", "round": 2, "of": 3, "loss": 0.25, "clients": 2}
     assert event_words(committed, names) == "round 2 of 3 committed: loss 0.250"
+    spent = event_words(committed | {"epsilon": 3.14159}, names)
+    assert spent == "round 2 of 3 committed: loss 0.250, epsilon 3.14 spent"
+    nobody = event_words(committed | {"loss": None, "epsilon": None}, names)
+    assert nobody == "round 2 of 3 committed: nothing was trained, no bound"
+    assert event_words(begun | {"clients": []}, names) == "round 2: no site is drawn"
+    without = {"event": "without", "sites": ["south", "west"]}
+    assert event_words(without, names) == "goes on without south, west, which do not take part"
     assert event_words({"event": "started", "rounds": 3, "committed": 0}, names) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("partition", 1.0), ("alerts", -2), ("held_out_windows", -1), ("loss", "1"), ("seconds", True)]
+)
+def test_a_number_that_is_not_of_its_kind_is_refused(name: str, value: object) -> None:
+    good = {key: each for key, each in ROWS[1].items() if key != "round"}
+    check_numbers(JUDGE, good)
+    with pytest.raises(FederationError, match=name):
+        check_numbers(JUDGE, good | {name: value})

@@ -1,6 +1,8 @@
 """fl/site_app.py, fl/link_app.py, flows/site.py: sites with their own logs and a server, without a network."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 from federated_jobs import LocalGrid
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from site_federations import NAMES, SiteGrid, federation_of, simulated_logs, tiny_rules
 
 from fl import client_app
-from fl.declared import NUMBERS
+from fl.declared import ADAPTER, JUDGE, NUMBERS, TRAIN
 from fl.errors import FederationError, LinkLost, LostClients
 from fl.federation import save_job
 from fl.link_app import run_rounds
@@ -52,19 +54,17 @@ def ran(
     """A federation run to its end, with its grid and the run's folder."""
     folder = tmp_path_factory.mktemp("sites")
     grid = SiteGrid(rules, tiny_model, logs, folder / "homes")
-    job = rules.job("run", folder / "run")
+    job = rules.job(rules.run_id, folder / "run")
     save_job(job)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATALAIA_HOME", str(folder / "homes" / "detecting"))
-        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+        run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
     return grid, folder / "run"
 
 
 def test_sites_train_what_the_simulation_of_their_shares_trains(
     ran: tuple[SiteGrid, Path], rules: SiteRules, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     grid, folder = ran
     shares = tmp_path / "shares"
     shares.mkdir()
@@ -84,7 +84,7 @@ def test_sites_train_what_the_simulation_of_their_shares_trains(
 
 def test_replies_hold_the_declared_numbers_and_adapter_arrays_and_nothing_else(ran: tuple[SiteGrid, Path]) -> None:
     replies = ran[0].replies
-    assert {reply.metadata.message_type for reply in replies} == set(NUMBERS)
+    assert {reply.metadata.message_type for reply in replies} == set(NUMBERS) - {ADAPTER}  # the link makes that itself
     for reply in replies:
         assert set(reply.content) <= {"arrays", "metrics"}
         for record in reply.content.values():
@@ -116,7 +116,7 @@ def test_each_site_takes_its_threshold_by_the_rule_that_was_agreed_to(tiny_model
     logs = tmp_path / "logs"
     logs.mkdir()
     grid, job = _fresh(rules, tiny_model, simulated_logs(600, logs), tmp_path)
-    run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+    run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
     for member in grid.members.values():
         detector = member.folder / "detector"
         scores = np.sort(pl.read_parquet(detector / "calibration_scores.parquet")["score"].to_numpy())
@@ -167,16 +167,18 @@ def test_a_sites_calibration_scores_are_what_its_detector_makes_of_the_raw_lines
         assert both["score"].n_unique() > 3
 
 
-def test_a_run_that_is_done_only_tells_the_sites_so(ran: tuple[SiteGrid, Path], rules: SiteRules) -> None:
+def test_a_run_that_is_done_only_tells_the_sites_so(
+    ran: tuple[SiteGrid, Path], rules: SiteRules, tiny_model: Path
+) -> None:
     grid, folder = ran
     sent = len(grid.asked)
-    run_rounds(grid, rules.job("run", folder), federation_of(rules))  # type: ignore[arg-type]
+    run_rounds(grid, rules.job(rules.run_id, folder), federation_of(rules, tiny_model))  # type: ignore[arg-type]
     assert {message.metadata.message_type for message in grid.asked[sent:]} == {"query.done"}
     assert all(member.finished for member in grid.members.values())
 
 
 def _fresh(rules: SiteRules, model: Path, logs: list[Path], folder: Path) -> tuple[SiteGrid, Any]:
-    job = rules.job("run", folder / "run")
+    job = rules.job(rules.run_id, folder / "run")
     save_job(job)
     return SiteGrid(rules, model, logs, folder / "homes"), job
 
@@ -187,7 +189,7 @@ def test_a_site_whose_operator_does_not_agree_sends_one_fixed_sentence_and_prepa
     grid, job = _fresh(rules, tiny_model, logs, tmp_path)
     grid.agreed = set()
     with pytest.raises(LostClients, match="3 of 3 sites do not take part") as raised:
-        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+        run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
     assert REFUSED in str(raised.value)
     assert {reply.error.reason for reply in grid.replies} == {REFUSED}
     assert not list((tmp_path / "homes").rglob("*.parquet"))
@@ -211,7 +213,14 @@ def test_rules_that_change_need_a_new_consent_and_the_operator_sees_what_changed
         member.admit(other.text(), 0)
     with pytest.raises(FederationError, match="--accept"):
         member.admit(rules.text(), 1)
-    assert seen == [(["false_alarm_rate: 0.002 -> 0.05"], 0), (["the site's number: 0 -> 1"], 1)]
+    member._settings = replace(member._settings, link="other:1")
+    with pytest.raises(FederationError, match="--accept"):
+        member.admit(rules.text(), 0)
+    assert seen == [
+        (["false_alarm_rate: 0.002 -> 0.05"], 0),
+        (["the site's number: 0 -> 1"], 1),
+        (["the link: link:1 -> other:1"], 0),
+    ]
     consent = read_consent(member.folder)
     assert consent is not None
     assert (consent.sha256, consent.number) == (rules.sha256, 0)
@@ -239,11 +248,177 @@ def test_a_request_for_other_training_than_agreed_to_is_refused(
     member = grid.members[101]
     asked = dict(round_config(job, 1, 1e-3))
     with pytest.raises(NotAgreed, match="before it has sent its rules"):
-        member.expect(asked)
+        member.expect(TRAIN, asked)
     member.admit(rules.text(), 0)
-    member.expect(asked)
+    member.expect(TRAIN, asked)
     with pytest.raises(NotAgreed):
-        member.expect({**asked, name: value})
+        member.expect(TRAIN, {**asked, name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "last"),
+    [
+        (TRAIN, {"round": 0}, False),
+        (TRAIN, {"learning-rate": 0.0}, False),
+        (JUDGE, {"round": 1, "learning-rate": 0.0}, False),  # only the last round is judged
+        (JUDGE, {"round": 2, "learning-rate": 0.0}, False),
+        (JUDGE, {"round": 1, "learning-rate": 0.0}, True),
+        (JUDGE, {"round": 3, "learning-rate": 0.0}, True),
+        (JUDGE, {"round": 2, "learning-rate": 1e-3}, True),
+        (ADAPTER, {"round": 0, "learning-rate": 0.0}, False),
+    ],
+)
+def test_a_request_that_has_no_place_in_the_rounds_is_refused(
+    kind: str, changed: dict[str, Any], last: bool, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    from fl.server_app import round_config
+    from fl.site_app import NotAgreed
+
+    rules = tiny_rules(tiny_model, Layout(tmp_path / "link"), scoring={"scored_rounds": "last"})
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    member = grid.members[101]
+    member.admit(rules.text(), 0)
+    member.expect(TRAIN, dict(round_config(job, 1, 1e-3)))
+    member.expect(JUDGE, dict(round_config(job, 2, 0.0)), last=True)
+    with pytest.raises(NotAgreed, match="not in the rules"):
+        member.expect(kind, dict(round_config(job, 1, 1e-3)) | changed, last=last)
+
+
+def test_noise_of_a_site_s_own_is_not_averaged_away_by_asking_again(
+    tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    privacy = {"noise": "local", "clipping_norm": 0.1, "noise_multiplier": 1.0}
+    rules = tiny_rules(tiny_model, Layout(tmp_path / "link"), privacy=privacy)
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+    [first, *_] = [message for message in grid.asked if message.metadata.message_type == TRAIN]
+    node = first.metadata.dst_node_id
+    [before] = [
+        reply
+        for reply in grid.replies
+        if (reply.metadata.message_type, reply.metadata.src_node_id) == (TRAIN, node)
+        and reply.content["metrics"]["round"] == 1
+    ]
+
+    def ask(arrays: dict[str, np.ndarray], **changed: str | float) -> Message:
+        config = ConfigRecord(dict(first.content["config"]) | changed)
+        record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        message = Message(RecordDict({"config": config, "arrays": record}), dst_node_id=node, message_type=TRAIN)
+        return grid._reply(message)
+
+    sent = {name: array.numpy() for name, array in first.content["arrays"].items()}
+    again = ask(sent).content["arrays"]
+    assert {name: array.data for name, array in again.items()} == {
+        name: array.data for name, array in before.content["arrays"].items()
+    }
+    assert ask({name: array + 1 for name, array in sent.items()}).error.reason == REFUSED
+    assert ask(sent, **{"learning-rate": rules.training.learning_rate_min}).error.reason == REFUSED
+    assert ask(sent, run="another").error.reason == REFUSED
+    [key] = grid.members[node].folder.rglob("noise.key")
+    key.unlink()
+    assert ask(sent).error.reason == FAILED
+    assert not key.exists()
+
+
+@pytest.mark.parametrize("fault", ["shape", "bytes", "type", "name"])
+def test_a_message_with_an_array_that_is_none_is_refused_and_the_site_goes_on(
+    fault: str, ran: tuple[SiteGrid, Path]
+) -> None:
+    grid, _ = ran
+    [message, *_] = [message for message in grid.asked if message.metadata.message_type == TRAIN]
+    arrays = dict(message.content["arrays"].items())
+    name, good = next(iter(arrays.items()))
+    bad = {
+        "shape": Array(good.dtype, (1 << 44,), good.stype, good.data),
+        "bytes": Array(good.dtype, good.shape, good.stype, b"\x93NUMPY\x01\x00" + good.data[:40]),
+        "type": Array("object", good.shape, good.stype, good.data),
+        "name": good,
+    }[fault]
+    content = RecordDict({"config": message.content["config"]})
+    content["arrays"] = ArrayRecord({**arrays, "more" if fault == "name" else name: bad})
+    node = message.metadata.dst_node_id
+    assert grid._reply(Message(content, dst_node_id=node, message_type=TRAIN)).error.reason == FAILED
+    assert not grid._reply(message).has_error()
+
+
+def test_a_reply_that_holds_more_than_was_asked_for_does_not_leave_the_site(
+    ran: tuple[SiteGrid, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, _ = ran
+    [message, *_] = [message for message in grid.asked if message.metadata.message_type == TRAIN]
+    honest = client_app.train
+
+    def leaking(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        arrays = reply.content["arrays"]
+        name = next(iter(arrays))
+        arrays[{"more": "more", "fewer": name}.get(how, name)] = Array(np.zeros(3, np.float32))
+        if how == "fewer":
+            del arrays[name]
+        return reply
+
+    monkeypatch.setattr(client_app, "train", leaking)
+    for how in ("more", "fewer", "other shape"):
+        assert grid._reply(message).error.reason == FAILED, how
+
+
+def test_a_site_whose_numbers_cannot_be_is_not_judged_and_the_rounds_go_on(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    honest = grid._reply
+
+    def odd(message: Message) -> Message:
+        reply = honest(message)
+        if message.metadata.dst_node_id == 102 and message.metadata.message_type == JUDGE:
+            reply.content["metrics"]["partition"] = 1.0
+        return reply
+
+    grid._reply = odd  # type: ignore[method-assign]
+    run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+    assert [(row["round"], row["partition"]) for row in read_numbers(job.run_folder)] == [
+        (number, partition) for number in (1, 2) for partition in (0, 2)
+    ]
+    unjudged = [event for event in read_events(job.run_folder)[0] if event["event"] == "unjudged"]
+    assert [event["site"] for event in unjudged] == ["south", "south"]
+    assert "partition as 1.0, which is no count" in unjudged[0]["reason"]
+
+
+def test_a_site_that_does_not_answer_does_not_keep_the_others_from_joining(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    pull = grid.pull_messages
+
+    def pulled(message_ids: Iterable[str]) -> list[Message]:
+        return pull(each for each in message_ids if grid._arrived[each].metadata.src_node_id != 102)
+
+    grid.pull_messages = pulled  # type: ignore[method-assign]
+    with pytest.raises(LostClients, match=r"1 of 3 sites do not take part \(south: no answer\)"):
+        run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+    joined = [event["site"] for event in read_events(job.run_folder)[0] if event["event"] == "joined"]
+    assert sorted(joined) == ["north", "west"]
+
+
+def test_rounds_begin_with_as_many_sites_as_they_need_and_others_take_part_once_they_are_there(
+    tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    federation = {"clients": 3, "fraction": 1.0, "rounds": 2, "min_replies": 2}
+    rules = tiny_rules(tiny_model, Layout(tmp_path / "link"), federation=federation)
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    grid.online.remove(102)
+    nodes = grid.get_node_ids
+
+    def come() -> list[int]:
+        if committed_rounds(job.run_folder)[-1].number == 1:
+            grid.online.add(102)
+        return nodes()
+
+    grid.get_node_ids = come  # type: ignore[method-assign]
+    run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+    events = read_events(job.run_folder)[0]
+    assert [event["clients"] for event in events if event["event"] == "committed"] == [2, 3]
+    assert [event["sites"] for event in events if event["event"] == "without"] == [["south"]]
 
 
 def test_an_error_at_a_site_leaves_it_without_its_words(
@@ -253,7 +428,7 @@ def test_an_error_at_a_site_leaves_it_without_its_words(
     broken.write_text("a line that is not of the form, with the secret 4711\n" * 50)
     grid, job = _fresh(rules, tiny_model, [broken, *logs[1:]], tmp_path)
     with pytest.raises(LostClients, match=FAILED):
-        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+        run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
     [reply] = [reply for reply in grid.replies if reply.has_error()]
     assert reply.error.reason == FAILED
     words = str(grid.members[101].refusal)
@@ -275,8 +450,8 @@ def test_a_site_is_who_its_key_says_and_not_who_it_says(
         return reply
 
     grid._reply = claiming  # type: ignore[method-assign]
-    with pytest.raises(FederationError, match="south says that it is number 0, not 1"):
-        run_rounds(grid, job, federation_of(rules))  # type: ignore[arg-type]
+    with pytest.raises(FederationError, match="south: it says that it is number 0, not 1"):
+        run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
 
 
 def test_a_message_of_an_unknown_kind_is_refused(
@@ -287,11 +462,12 @@ def test_a_message_of_an_unknown_kind_is_refused(
     assert reply.error.reason == FAILED
 
 
-def test_a_base_model_with_other_weights_than_the_rules_name_is_refused(
-    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+@pytest.mark.parametrize("name", ["sha256", "tokenizer_sha256"])
+def test_another_base_model_or_tokenizer_than_the_rules_name_is_refused(
+    name: str, rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
 ) -> None:
     grid, _ = _fresh(rules, tiny_model, logs, tmp_path)
-    other = rules.model_copy(update={"model": rules.model.model_copy(update={"sha256": "0" * 64})})
+    other = rules.model_copy(update={"model": rules.model.model_copy(update={name: "0" * 64})})
     grid.agreed = {other.sha256}
     with pytest.raises(FederationError, match="give the right directory with --model"):
         grid.members[101].admit(other.text(), 0)
@@ -357,7 +533,7 @@ def test_sites_keep_to_the_privacy_that_they_agreed_to_whatever_the_link_asks(
     privacy = {"noise": "central", "clipping": "adaptive", "clipping_norm": 0.01, "count_noise": 1.0, "delta": 1e-3}
     private = tiny_rules(tiny_model, Layout(tmp_path / "link"), privacy=privacy, scoring={"scored_rounds": "last"})
     grid, job = _fresh(private, tiny_model, logs, tmp_path)
-    run_rounds(grid, job, federation_of(private))  # type: ignore[arg-type]
+    run_rounds(grid, job, federation_of(private, tiny_model))  # type: ignore[arg-type]
     told = [found.facts["privacy"] for found in committed_rounds(job.run_folder)[1:]]
     assert told[0]["epsilon"] < told[1]["epsilon"]
     assert told[0]["clipping_norm"] == 0.01 != told[1]["clipping_norm"] == told[0]["next_clipping_norm"]
@@ -365,11 +541,11 @@ def test_sites_keep_to_the_privacy_that_they_agreed_to_whatever_the_link_asks(
     assert {int(metrics["unclipped"]) for metrics in trained} <= {0, 1}
     member = grid.members[101]
     asked = {**_expected(private), "round": 1, "learning-rate": private.training.learning_rate_max}
-    member.expect({**asked, "clipping-norm": 0.3})
+    member.expect(TRAIN, {**asked, "clipping-norm": 0.3})
     for changed in ({"clipping-norm": 0.0}, {"clipping-norm": float("inf")}, {"clipping-norm": "0.3"}):
         with pytest.raises(NotAgreed, match="another clipping norm"):
-            member.expect(asked | changed)
+            member.expect(TRAIN, asked | changed)
     louder = json.dumps(json.loads(str(asked["privacy"])) | {"noise_multiplier": 0.0})
     for less in (asked | {"privacy": louder}, {name: value for name, value in asked.items() if name != "privacy"}):
         with pytest.raises(NotAgreed, match="asks for other privacy"):
-            member.expect(less)
+            member.expect(TRAIN, less)
