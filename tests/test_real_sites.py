@@ -196,7 +196,7 @@ def test_every_byte_of_every_reply_is_an_adapter_or_a_declared_number(ran: Ran) 
                 assert (array.dtype, tuple(array.shape)) == ("float32", adapter[name].shape)
                 assert array.numpy().nbytes == adapter[name].nbytes
     assert set(contents) <= used
-    assert kinds == {"query.rules": 3, "query.adapter": 1, "train": 6, "evaluate": 9, "query.done": 3}
+    assert kinds == {"query.rules": 3, "train": 6, "evaluate": 9, "query.done": 3}
 
 
 def _record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
