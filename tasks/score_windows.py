@@ -1,5 +1,6 @@
 """Task: score the windows with the adapters of the rounds; nothing is scored twice, whichever run asks."""
 
+import fcntl
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,17 +164,34 @@ def _completed(
     path: Path, wanted: pl.DataFrame, score: Callable[[pl.DataFrame], tuple[pl.DataFrame, int]]
 ) -> tuple[pl.DataFrame, int]:
     """The scores kept at `path` with those that are wanted and missing there, and how many were computed."""
-    try:
-        known = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError):
-        known = None
+    known = _kept(path)
     missing = wanted if known is None else wanted.join(known, on="sequence_hash", how="anti", maintain_order="left")
     if known is not None and missing.is_empty():
         return known, 0
     fresh, computed = score(missing)
-    scores = fresh if known is None else pl.concat([known, fresh])
+    return _keep(path, [table for table in (known, fresh) if table is not None]), computed
+
+
+def _kept(path: Path) -> pl.DataFrame | None:
+    """The scores kept at `path`; None where there are none that can be read."""
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError):
+        return None
+
+
+def _keep(path: Path, tables: list[pl.DataFrame]) -> pl.DataFrame:
+    """Write the tables' scores to `path`, with what other runs kept there meanwhile; all of them together.
+
+    Where another run scored the same sequence at the same time, its score stands, so that all later ones have the same.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    scores.write_parquet(temporary)
-    temporary.replace(path)
-    return scores, computed
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        meanwhile = _kept(path)
+        every = tables if meanwhile is None else [meanwhile, *tables]
+        scores = pl.concat(every).unique("sequence_hash", keep="first", maintain_order=True)
+        temporary = path.with_suffix(".part")
+        scores.write_parquet(temporary)
+        temporary.replace(path)
+    return scores

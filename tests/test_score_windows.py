@@ -1,5 +1,7 @@
 """Scoring by adapter: each distinct sequence once, whatever is asked for again."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from fl.scoring import score_sequences
 from storage.adapters import CommittedRound, commit_round
 from storage.stages import Stage, new_stage
 from tasks.prepare_model import prepare_model
-from tasks.score_windows import Scorer
+from tasks.score_windows import Scorer, _completed
 
 
 @pytest.fixture
@@ -79,3 +81,24 @@ def test_the_untouched_model_is_scored_once_whatever_is_to_be_trained(
     plain = score_sequences(own, load_model(tiny_model), tokens, starts, (1, 3))
     assert plain["mean_token"].tolist() == pytest.approx(expected["mean_token"].to_list(), abs=1e-6)
     assert again.scores(trained, wanted, lambda *_: None)[1] == 3
+
+
+def test_runs_that_score_the_same_adapter_at_once_keep_the_scores_of_all(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def run(number: int) -> pl.DataFrame:
+        def score(missing: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+            together.wait(30)
+            return missing.with_columns(mean_token=pl.lit(float(number))), len(missing)
+
+        own = pl.DataFrame({"sequence_hash": ["of all", *(f"{number} {each}" for each in range(20_000))]})
+        table, computed = _completed(tmp_path / "way" / "adapter.parquet", own, score)
+        assert computed == len(own)
+        return own.join(table, on="sequence_hash", how="left")
+
+    with ThreadPoolExecutor(8) as runs:
+        tables = list(runs.map(run, range(8)))
+    kept = pl.read_parquet(tmp_path / "way" / "adapter.parquet")
+    assert len(kept) == kept["sequence_hash"].n_unique() == 8 * 20_000 + 1
+    for table in tables:
+        assert table.equals(table.select("sequence_hash").join(kept, on="sequence_hash", how="left"))
