@@ -79,7 +79,7 @@ def query(sql: str, layout: Layout, computed: Computed | None = None) -> pl.Data
                 _create_view(connection, name, files, f"{_part(layout.runs, 1)} AS run_id", schema)
             adapter = f"split_part({_part(layout.scores, 2)}, '.', 1) AS adapter_hash"
             from_path = f"{_part(layout.scores, 1)} AS scored_as, {adapter}"
-            _create_view(connection, "shared", sorted(layout.scores.glob("*/*.parquet")), from_path, _SCORES)
+            _create_view(connection, "shared", _score_files(layout), from_path, _SCORES)
             connection.execute(_VIEWS)
             tables, statements = paper_views(sql, layout, computed or {})
             tables["cells"] = cell_table(layout) if "cells" in sql.lower() else pl.DataFrame(schema=CELL_TYPES)
@@ -94,6 +94,11 @@ def query(sql: str, layout: Layout, computed: Computed | None = None) -> pl.Data
         if answer is None:  # a statement that asks nothing
             raise DataError(f"The query gives no rows; ask with SELECT over {_ALL}.")
         return answer.pl()
+
+
+def _score_files(layout: Layout) -> list[Path]:
+    """The files of scores that runs have; those that `atalaia detect` keeps beside them are one number a window."""
+    return sorted(path for path in layout.scores.glob("*/*.parquet") if not path.parent.name.startswith("detect-"))
 
 
 def _part(root: Path, position: int) -> str:

@@ -10,11 +10,12 @@ from storage.adapters import commit_round
 from storage.errors import DataError
 from storage.layout import Layout
 from storage.rounds import VIEWS, query
+from storage.score_store import ScoreStore
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """Two runs with rounds, one that has only begun, scores of one adapter; below a path with a quote and `runs`."""
+    """Two runs with rounds, one only begun, a run's scores and detection's; below a path with a quote and `runs`."""
     layout = Layout(tmp_path_factory.mktemp("home") / "it's" / "runs" / "home")
     for run, factor in (("alpha", 1), ("beta", 10)):
         for number in range(3):
@@ -37,6 +38,9 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     surprises = [[0.5, 0.5], [2.0]]
     scores = pl.DataFrame({"sequence_hash": ["x", "y"], "max_token": [1.0, 2.0], "message_surprise": surprises})
     scores.write_parquet(layout.scores / "way" / "alpha2.parquet")
+    detecting = ScoreStore(layout.scores / "detect-way" / "alpha2.parquet")
+    detecting.add({"x": 3.0, "z": 4.0})
+    detecting.save()
     pl.DataFrame({"round": [2], "f1": [0.75]}).write_parquet(layout.run("beta") / "metrics.parquet")
     return layout
 
