@@ -100,7 +100,10 @@ class RunConfig(BaseModel):
     training: LocalTraining = LocalTraining()
     """What a client does in a round."""
     federation: Federation = Federation()
-    """Who trains when, and how results are combined."""
+    """Who trains when, and how results are combined. A strategy against hostile sites needs enough replies a round
+    (`fraction` of `clients`; demo and hdfs-2pct have 2): to outvote one, `fedmedian` and `geomedian` need 3,
+    `fedtrimmedavg` 1 / `beta` (5 as it is), `krum` and `multikrum` 5 and `bulyan` 7, these three with
+    `strategy_options.num_malicious_nodes=1`. `min_replies` can be at most the clients drawn."""
     privacy: Privacy = NO_PRIVACY
     """How updates are clipped and hidden, and how much of a site may be learned at most."""
     scoring: ScoringConfig = ScoringConfig()
@@ -165,7 +168,36 @@ class RunConfig(BaseModel):
         found = {"clients a round": f"{drawn} (fraction {self.federation.fraction:g} of {self.federation.clients})"}
         if self.tuning.has_rank and self.tuning.alpha is None:
             found["alpha"] = f"{self.tuning.scale_numerator} (twice the rank {self.tuning.rank})"
+        if (needed := _needed_to_outvote(self.federation)) is not None:
+            name = self.federation.strategy
+            found["strategy"] = f"{name} cannot be relied on to outvote one of {drawn} replies: {needed}"
         return found | (privacy_plan(self.privacy, self.federation) if self.privacy.is_on else {})
+
+
+def _needed_to_outvote(federation: Federation) -> str | None:
+    """What a strategy against hostile sites lacks to outvote one of a round's replies; None: nothing.
+
+    The bounds are those of the publications that fl/robust.py names, and 4 f + 3 replies for Bulyan (arXiv 1802.07927).
+    """
+    replies, options = federation.clients_per_round, federation.strategy_options
+    told = int(options.get("num_malicious_nodes", 0))
+    told_one = "it needs strategy_options.num_malicious_nodes of 1 or more, f, and"
+    match federation.strategy:
+        case "fedmedian" | "geomedian":
+            outvoted, needed = (replies - 1) // 2, "it needs 3 replies or more"
+        case "fedtrimmedavg":
+            beta = options.get("beta", 0.2)
+            outvoted, needed = int(beta * replies), f"it cuts {beta:g} of them at each end, less than one"
+        case "krum":
+            outvoted, needed = min(told, (replies - 3) // 2), f"{told_one} 2 f + 3 replies"
+        case "multikrum":
+            outvoted = min(told, (replies - 3) // 2, replies - int(options.get("num_nodes_to_select", 1)))
+            needed = f"{told_one} 2 f + 3 replies, of which it selects all but f at most"
+        case "bulyan":
+            outvoted, needed = min(told, (replies - 3) // 4), f"{told_one} 4 f + 3 replies"
+        case _:
+            return None
+    return needed if outvoted < 1 else None
 
 
 def _forget_defaults(properties: dict[str, Any], handler: GetJsonSchemaHandler) -> None:

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fl.federation import Federation
+from fl.strategies import Reply, aggregate
 from flows.config import RunConfig
 from flows.presets import PRESETS
 from flows.settings import ConfigError, command_of, run_config
@@ -51,6 +54,38 @@ def test_clients_are_given_once_for_federation_and_partition() -> None:
     assert run_config("demo", ["clients=3"]).partition.clients == 3
     with pytest.raises(ConfigError, match="give clients only once"):
         run_config("demo", ["clients=3", "partition.clients=4"])
+
+
+@pytest.mark.parametrize("strategy", ["fedmedian", "geomedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"])
+@pytest.mark.parametrize("malicious", [0, 1])
+def test_a_strategy_that_a_hostile_reply_can_steer_is_told_of(strategy: str, malicious: int) -> None:
+    counted = strategy in {"krum", "multikrum", "bulyan"}
+    options = [f"federation.strategy_options.num_malicious_nodes={malicious}"] if counted else []
+    noted = []
+    for clients in (1, 2, 3, 5, 7, 8):
+        config = run_config("paper", [f"strategy={strategy}", f"clients={clients}", "fraction=1", *options])
+        noted.append("strategy" in config.derived())
+        if strategy == "bulyan" and clients < 4 * malicious + 3:
+            continue  # ends the run
+        steered = any(_steered(config.federation, hostile) for hostile in range(clients))
+        assert not steered or noted[-1]
+        if strategy in {"fedmedian", "geomedian", "fedtrimmedavg"}:
+            assert steered == noted[-1]
+    assert noted[:2] == [True, True]
+    assert noted[-2:] == ([True, True] if counted and not malicious else [False, False])
+
+
+def _steered(federation: Federation, hostile: int) -> bool:
+    """Whether one reply far away takes the adapter outside the others' values."""
+    values = np.random.default_rng(0).normal(size=(federation.clients, 4)).astype(np.float32)
+    values[hostile] += 1e4
+    replies = [Reply(number, {"w": value}, 10, 1.0) for number, value in enumerate(values)]
+    arrays, _ = aggregate(federation, 1, {"w": values[0]}, replies, {}, 1e-3)
+    return bool(np.abs(arrays["w"]).max() > 100)
+
+
+def test_means_promise_nothing_against_hostile_sites() -> None:
+    assert "strategy" not in run_config("demo", []).derived()
 
 
 def test_lists_and_options_can_be_typed() -> None:
