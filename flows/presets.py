@@ -1,4 +1,4 @@
-"""Named runs: each lists only what differs from the defaults, which are the paper's."""
+"""Named runs: each lists only what differs from the defaults, the paper's but for model and split."""
 
 from typing import Any
 
@@ -25,5 +25,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scoring": {"scored_rounds": "last"},
     },
 }
-"""`paper`: the whole of HDFS, 50 clients, 50 rounds; `hdfs-2pct`: the 2 % sample on two cores; `demo`: minutes, no data
-needed."""
+"""`paper`: the whole of HDFS, 50 clients, 50 rounds, but neither the paper's model nor its split; `hdfs-2pct`: the 2 %
+sample on two cores; `demo`: minutes, no data needed."""

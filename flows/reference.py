@@ -33,18 +33,26 @@ Everything that can be set, made from the program's own models by `{COMMAND}`: d
 A setting of a run is given as `key=value` (`atalaia run hdfs-2pct federation.rounds=6`), in the form of a deployment,
 or in `prefect.yaml`. On the command line its last name is enough where only one setting ends so (`rounds=6`), a list is
 written with commas (`ks=1,5`), and `null` stands for no value. Whatever is not given has the preset's value, and what
-the preset does not say the default below, which is the paper's. `atalaia settings PRESET` prints them all together.
+the preset does not say the default below, the paper's but for `model` and `split`. `atalaia settings PRESET` prints
+them all together.
 """
 
 _CHAPTERS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("Settings of a run", RunConfig, "Of commands, and of the parameter `config` of deployments that train."),
     ("Your own logs", Description, "The `.toml` file that `dataset.name` may name; see [own-logs.md](own-logs.md)."),
     ("A grid of runs", Grid, "The `.toml` file that `atalaia sweep` may be given."),
-    ("Detection", DetectConfig, "The parameter `config` of `detect-hourly`, and the options of `atalaia detect`."),
+    (
+        "Detection",
+        DetectConfig,
+        "The parameter `config` of `detect-hourly`, and the options of `atalaia detect`, with hyphens there; "
+        "`memory_mb` is `--memory`. Options alone: `--show` (kinds of alerts shown, 5), `--json` (alerts on standard "
+        "output, as `output` `-`), and `--fail-on-alerts` (exit status 1 if there are any).",
+    ),
     (
         "The link of real sites",
         LinkSettings,
-        "Options of `atalaia superlink`, with hyphens there; see [sites.md](sites.md).",
+        "The parameter `link` of `federate`, and options of `atalaia superlink`, with hyphens there, where `--certs` "
+        "is `certs/link` if not given; `--rules` (an option alone) only shows the rules. See [sites.md](sites.md).",
     ),
     ("Services", PlatformSettings, "Options of `atalaia up`, with hyphens there; see [operations.md](operations.md)."),
 )
@@ -176,12 +184,13 @@ def _deployments() -> str:
 
     from flows.detect import detect
     from flows.experiment import experiment
+    from flows.federate import federate
     from flows.nightly import nightly_retrain
     from flows.sweep import sweep
     from flows.train import train
 
     chapters = ["## Parameters of the deployments", ""]
-    for flow in (experiment, train, nightly_retrain, detect, sweep):
+    for flow in (experiment, train, nightly_retrain, detect, sweep, federate):
         schema = parameter_schema(flow)
         rows = [_row(name, field | {"required": name in schema.required}) for name, field in schema.properties.items()]
         chapters += [f"### {flow.name}", "", _line((getdoc(flow.fn) or "").split("\n\n")[0]), ""]
