@@ -164,14 +164,19 @@ class RunConfig(BaseModel):
 
     def derived(self) -> dict[str, str]:
         """Values that follow from others, each with its reason."""
-        drawn = self.federation.clients_per_round
-        found = {"clients a round": f"{drawn} (fraction {self.federation.fraction:g} of {self.federation.clients})"}
+        alpha = {}
         if self.tuning.has_rank and self.tuning.alpha is None:
-            found["alpha"] = f"{self.tuning.scale_numerator} (twice the rank {self.tuning.rank})"
-        if (needed := _needed_to_outvote(self.federation)) is not None:
-            name = self.federation.strategy
-            found["strategy"] = f"{name} cannot be relied on to outvote one of {drawn} replies: {needed}"
-        return found | (privacy_plan(self.privacy, self.federation) if self.privacy.is_on else {})
+            alpha["alpha"] = f"{self.tuning.scale_numerator} (twice the rank {self.tuning.rank})"
+        return alpha | derived_of(self.federation, self.privacy)
+
+
+def derived_of(federation: Federation, privacy: Privacy) -> dict[str, str]:
+    """What follows from how clients are drawn and combined, each with its reason, and what noise will spend."""
+    drawn = federation.clients_per_round
+    found = {"clients a round": f"{drawn} (fraction {federation.fraction:g} of {federation.clients})"}
+    if (needed := _needed_to_outvote(federation)) is not None:
+        found["strategy"] = f"{federation.strategy} cannot be relied on to outvote one of {drawn} replies: {needed}"
+    return found | (privacy_plan(privacy, federation) if privacy.is_on else {})
 
 
 def _needed_to_outvote(federation: Federation) -> str | None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fl.accounting import privacy_plan
 from fl.errors import FederationError, LinkLost, LinkRefused, LostClients
 from fl.federation import save_job
 from fl.link import Link
+from flows.config import derived_of
 from flows.processes import end_belonging, is_free, owner_of
 from flows.services import Service
 from flows.site_rules import SiteRules
@@ -101,9 +101,8 @@ class LinkRun:
         Raises ServiceError where the link cannot run, FederationError where the run cannot go on.
         """
         self._services.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._rules.privacy.is_on:
-            for name, words in privacy_plan(self._rules.privacy, self._rules.federation).items():
-                self._tell(f"{name}: {words}")
+        for name, words in derived_of(self._rules.federation, self._rules.privacy).items():
+            self._tell(f"{name}: {words}")
         with _sole_link(self._services), self._signals() if signals else nullcontext():
             end_belonging(str(self._services))
             self._check_ports()

@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fl.accounting import privacy_plan
 from fl.declared import ADMIT, JUDGE, NUMBERS, ONLY_SOMETIMES, TRAIN
+from flows.config import derived_of
 from flows.site_rules import SiteRules
 from storage.site_numbers import worst_site
 
@@ -36,9 +36,8 @@ def show_rules(rules: SiteRules, digest: str, changed: Sequence[str], number: in
             page.print(f"  {name:<17} {facts}", soft_wrap=True)
         else:
             page.print(f"  {name:<17} {value}", soft_wrap=True)
-    if rules.privacy.is_on:
-        for name, words in privacy_plan(rules.privacy, rules.federation).items():
-            page.print(f"  {name:<17} {words}", soft_wrap=True)
+    for name, words in derived_of(rules.federation, rules.privacy).items():
+        page.print(f"  {name:<17} {words}", soft_wrap=True)
     page.print("\nWhat leaves the site, and nothing else:")
     if rules.shares_bases:
         page.print(f"  {_BASES}")
