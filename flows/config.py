@@ -35,7 +35,7 @@ class ModelConfig(BaseModel):
     name: str = "smollm2-135m-instruct"
     """The embedded model, a Hugging Face id, or a local directory of safetensors."""
     quantization: Literal["auto", "none", "int8", "nf4"] = "auto"
-    """Form of the base weights; auto: nf4 on a GPU (the paper's 4-bit), none on a CPU."""
+    """Form of the base weights; auto: nf4 on a GPU (the paper's 4-bit), none on a CPU and where they are trained."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:<n>`."""
 

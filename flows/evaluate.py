@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.config import RunConfig, ScoringConfig
 from flows.prepare import Prepared, prepare_data, run_name
-from flows.train import run_id_of, train_adapters
+from flows.train import run_id_of, train_adapters, with_trainable_weights
 from storage.stages import Stage
 from tasks.explain_alerts import explain_alerts
 from tasks.prepare_model import prepare_model
@@ -27,6 +27,7 @@ class Judged:
 @flow(name="evaluate", flow_run_name=run_name, persist_result=False)
 def evaluate(config: RunConfig) -> dict[str, str]:
     """Prepare, train, score and judge; the folder of each stage."""
+    config, _ = with_trainable_weights(config)
     prepared = prepare_data(config)
     trained = train_adapters(config, prepared, run_id_of(config, prepared))
     return {name: stage.path for name, stage in vars(judge(config, prepared, trained)).items()}

@@ -10,7 +10,13 @@ from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import command_of
 from flows.timing import Stopwatch, timing
-from flows.train import run_id_of, starting_adapter, train_where_possible, trained_at_rest
+from flows.train import (
+    run_id_of,
+    starting_adapter,
+    train_where_possible,
+    trained_at_rest,
+    with_trainable_weights,
+)
 from flows.warm_up import ready_meanwhile
 from storage.datasets import resolve
 from storage.executions import record_execution
@@ -37,10 +43,11 @@ def experiment(config: RunConfig, start_from: str | None = None) -> str:
         start_from: A registered detector to train on from, such as models:/hdfs@champion; none: an untrained adapter.
     """
     with timing() as watch:
+        config, reasons = with_trainable_weights(config)
         prepared = prepare_data(config)
         start = starting_adapter(config, prepared, start_from)
         run_id = run_id_of(config, prepared, start)
-        with _recorded(config, run_id, start, watch) as facts:
+        with _recorded(config, run_id, start, reasons, watch) as facts:
             is_trained = trained_at_rest(config, prepared, start)
             with nullcontext() if is_trained else ready_meanwhile(current()):
                 trained = train_where_possible(config, prepared, run_id, start)
@@ -58,7 +65,9 @@ def report(
     compared = compare_models(prepared.model, prepared.tokenized, trained, judged.evaluated, *loading)
     costs = measure_costs(prepared.model, prepared.tokenized, trained, judged.scored, config.training, *loading)
     figures = draw_figures(prepared.partition, trained, judged.evaluated)
-    facts = facts.model_copy(update={"status": "finished", "reasons": facts.reasons | judged.scored.counts["reasons"]})
+    # The run's own reasons stand: to whoever scores, what was derived before is given.
+    reasons = judged.scored.counts["reasons"] | facts.reasons
+    facts = facts.model_copy(update={"status": "finished", "reasons": reasons})
     written = report_results(
         vars(prepared),
         judged.evaluated,
@@ -111,14 +120,16 @@ def register(
 
 
 @contextmanager
-def _recorded(config: RunConfig, run_id: str, start: Stage | None, watch: Stopwatch) -> Iterator[RunFacts]:
+def _recorded(
+    config: RunConfig, run_id: str, start: Stage | None, reasons: dict[str, str], watch: Stopwatch
+) -> Iterator[RunFacts]:
     """Keep the run's record up to date: running, then finished or failed, and how long this execution took."""
-    facts = _run_facts(config, run_id)
+    facts = _run_facts(config, run_id, reasons)
     if start is not None:
         origin = f"{start.counts['name']} version {start.counts['version']}, which is what is called untouched here"
         command = f"{facts.command} --start-from models:/{start.counts['name']}/{start.counts['version']}"
-        reasons = facts.reasons | {"training starts from": origin}
-        facts = facts.model_copy(update={"reasons": reasons, "command": command})
+        told = facts.reasons | {"training starts from": origin}
+        facts = facts.model_copy(update={"reasons": told, "command": command})
     record_run(facts)
     try:
         yield facts
@@ -133,7 +144,7 @@ def _end(facts: RunFacts, status: str, watch: Stopwatch) -> None:
     record_execution(facts.run_id, watch.execution(status))
 
 
-def _run_facts(config: RunConfig, run_id: str) -> RunFacts:
+def _run_facts(config: RunConfig, run_id: str, reasons: dict[str, str]) -> RunFacts:
     return RunFacts(
         run_id=run_id,
         preset=config.preset,
@@ -152,7 +163,7 @@ def _run_facts(config: RunConfig, run_id: str) -> RunFacts:
         config=config.model_dump(mode="json"),
         versions=versions(),
         hardware=hardware(),
-        reasons=config.derived(),
+        reasons=config.derived() | reasons,
     )
 
 

@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
+from fl.devices import gpus
 from fl.errors import FederationError
 from fl.federation import tuning_from
 from fl.hyperparameters import Tuning
@@ -38,9 +39,32 @@ def train(config: RunConfig, start_from: str | None = None) -> str:
         config: The run: a preset, and what differs from it.
         start_from: A registered detector to train on from, such as models:/hdfs@champion; none: an untrained adapter.
     """
+    config, _ = with_trainable_weights(config)
     prepared = prepare_data(config)
     start = starting_adapter(config, prepared, start_from)
     return train_adapters(config, prepared, run_id_of(config, prepared, start), start).path
+
+
+def with_trainable_weights(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
+    """The run with plain weights where a GPU would quantize what is trained or differentiated, and why, by name.
+
+    What is given stands. Without a GPU `auto` means plain weights already, and stays: stages are found by it.
+    """
+    tuning = config.tuning
+    needs = {"full": "full fine-tuning", "sb": "bases from a gradient" if tuning.bases == "gradient" else ""}
+    needing = needs.get(tuning.kind)
+    if not needing or config.model.quantization != "auto" or not _on_gpu(config.model.device):
+        return config, {}
+    model = config.model.model_copy(update={"quantization": "none"})
+    reasons = {"quantization": f"none: {needing} needs unquantized weights, which auto is not on a GPU"}
+    return config.model_copy(update={"model": model}), reasons
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether training on this device, which may be `auto`, is on a GPU: this machine's, or that of a worker."""
+    if device != "auto":
+        return device.startswith("cuda")
+    return gpus()[0] > 0 or bool(runtime.deployment.id and online(GPU_POOL))
 
 
 def starting_adapter(config: RunConfig, prepared: Prepared, start_from: str | None) -> Stage | None:

@@ -229,6 +229,27 @@ def test_the_detector_description_names_the_base_model_by_hash(finished: tuple[R
     assert facts["model"]["sha256"] == card["weights_sha256"]
 
 
+@pytest.mark.long
+def test_full_fine_tuning_on_a_gpu_is_of_plain_weights_and_the_report_says_why(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.experiment import experiment
+    from storage.report_words import machine_table
+    from storage.runs import summary_of
+
+    monkeypatch.setenv("ATALAIA_HOME", str(tmp_path))
+    # A machine that says it has a GPU; the job itself runs on its CPU all the same.
+    monkeypatch.setattr("flows.train.gpus", lambda: (1, "some GPU"))
+    run_id = experiment(_config(tiny_model, tuning={"kind": "full"}))
+    job = json.loads((Layout(tmp_path).run(run_id) / "job.json").read_text())
+    assert job["quantization"] == "none"
+    rows = machine_table(summary_of(run_id, Layout(tmp_path))).rows
+    assert {row[0]: row[1] for row in rows}["quantization"] == (
+        "none: full fine-tuning needs unquantized weights, which auto is not on a GPU"
+    )
+    assert summary_of(run_id, Layout(tmp_path)).run.config["model"]["quantization"] == "none"
+
+
 # The last one: it adds a run to the home that the others look at.
 def test_a_detector_is_judged_on_another_log_without_training(
     finished: tuple[RunConfig, str, Path], tiny_model: Path
