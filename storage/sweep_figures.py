@@ -1,6 +1,7 @@
 """The figures of a sweep, the paper's Figures 3 to 5 among them; cells without results are shown as not run."""
 
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ NOT_RUN = "not run"
 _RULE = "rule: "
 _OTHERS = ("#228833", "#aa3377", "#ccbb44", "#66ccee", "#ee7733", "#555555")
 _SHAPES = "osD^vP"
-_KINDS = {("balanced", "oracle"): "balanced sample, oracle threshold (the paper's way)"} | {
+_PANEL = 4.2
+"""Inches of a panel's width."""
+_LETTERS = 14
+"""Of a note, about as many as go into an inch."""
+_LETTER = 0.09
+"""Inches of a letter beneath the bars, about."""
+_LONG = 36
+"""Letters up to which the names of what was not run have a place above a panel."""
+_KINDS = {("balanced", "oracle"): "balanced sample, oracle threshold\n(the paper's way)"} | {
     ("all", "label_free"): "all test windows, label-free threshold"
 }
 Groups = Mapping[str, Mapping[str, Sequence[CellResult]]]
@@ -46,13 +55,13 @@ def _panels(
     path: Path,
     caption: str,
     draw: Callable[[Axes, str, Sequence[CellResult], Any], None],
-    height: float = 3.8,
+    height: float = 3.6,
     note: str = "",
 ) -> Picture:
     """A panel for each base model, where `draw` draws each variant in its colour; one legend for all."""
     groups = grouped(cells)
     colours = variant_colours(_variants(groups))
-    with picture(max(5.2, 4.2 * len(groups)), height, columns=len(groups)) as (figure, panels):
+    with picture(max(5.2, _PANEL * len(groups)), height, columns=len(groups)) as (figure, panels):
         for axes, (panel, variants) in zip(panels, groups.items(), strict=True):
             axes.set_title(panel)
             for name, members in variants.items():
@@ -78,21 +87,31 @@ def _tell_missing(axes: Axes, variants: Mapping[str, Sequence[CellResult]]) -> N
         axes.text(0.5, 0.5, NOT_RUN, transform=axes.transAxes, ha="center", va="center", color=RULE, fontsize=13)
         axes.set(xticks=[], yticks=[])
     elif missing:
-        axes.set_title(f"{NOT_RUN}: {', '.join(missing)}", loc="right", color=RULE, fontsize=8.5)
+        names = ", ".join(missing)
+        told = names if len(names) <= _LONG else f"{len(missing)} of {len(variants)}"
+        axes.set_title(f"{NOT_RUN}: {told}", loc="right", color=RULE, fontsize=8.5)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes], note: str = "") -> None:
-    """One legend beneath all panels, each name once, the simple rules last."""
+    """One legend beneath all panels, each name once, the simple rules last; the figure grows by its lines."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     labels = sorted(found, key=lambda label: label.startswith(_RULE))
+    width, height = figure.get_size_inches()
     if labels:
-        columns = min(len(labels), 4 if max(map(len, labels)) > 16 else 6)
-        figure.legend([found[label] for label in labels], labels, loc="outside lower center", ncols=columns)
+        handles = [found[label] for label in labels]
+        for columns in range(min(len(labels), 6), 0, -1):
+            legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+            drawn = legend.get_window_extent()
+            if drawn.width <= figure.bbox.width or columns == 1:
+                break
+            legend.remove()
+        figure.set_size_inches(width, height + drawn.height / figure.dpi)
     if note:
-        figure.suptitle(note, fontsize=9, color=RULE, x=0.01, ha="left")
+        lines = textwrap.fill(note, int(_LETTERS * width))
+        figure.suptitle(lines, fontsize=9, color=RULE, x=0.01, ha="left")
 
 
 def _mean_line(axes: Axes, tables: Sequence[pl.DataFrame], column: str, name: str, colour: str) -> None:
@@ -153,12 +172,13 @@ def _rule_f1(cells: Sequence[CellResult]) -> dict[str, float]:
 def best_f1(cells: Sequence[CellResult], path: Path) -> Picture:
     """Figure 4 of the paper: the best F1 over the rounds by model, tuning and K; beneath it label-free F1 as well."""
     groups = grouped(cells)
-    with picture(max(5.2, 4.2 * len(groups)), 6.4, columns=len(groups), rows=len(_KINDS)) as (figure, panels):
+    with picture(max(5.2, _PANEL * len(groups)), 6.2, columns=len(groups), rows=len(_KINDS)) as (figure, panels):
         for row, ((population, kind), words) in enumerate(_KINDS.items()):
             for place, (panel, variants) in enumerate(groups.items()):
                 axes = panels[row * len(groups) + place]
                 _best_bars(axes, variants, population, kind)
                 axes.set_title(panel if row == 0 else "")
+                axes.tick_params(axis="x", labelbottom=row == len(_KINDS) - 1)
                 if not _places(variants):
                     axes.set_xticks([])
                 if place == 0:
@@ -183,8 +203,11 @@ def _best_bars(axes: Axes, variants: Mapping[str, Sequence[CellResult]], populat
             label = f"K = {k}" if place == next(iter(_places(variants)), 0) else None
             axes.bar(where, mean, 0.75 / len(values), yerr=whisker, ecolor="#444444", color=colour, label=label)
     axes.set(ylim=(0, 1.03), xlim=(-0.6, len(variants) - 0.4))
-    axes.set_xticks(range(len(variants)), list(variants))
+    axes.set_xticks(range(len(variants)), [name.replace(", ", ",\n") for name in variants])
     axes.grid(axis="x", visible=False)
+    longest = max(len(line) for name in variants for line in name.split(" "))
+    if _LETTER * longest * len(variants) > _PANEL:
+        axes.tick_params(axis="x", labelrotation=90, labelsize=8)
 
 
 def _places(variants: Mapping[str, Sequence[CellResult]]) -> list[int]:
@@ -221,7 +244,7 @@ def cost_against_quality(cells: Sequence[CellResult], path: Path) -> Picture:
     groups = grouped(cells)
     colours = variant_colours(_variants(groups))
     shapes = {panel: _SHAPES[i % len(_SHAPES)] for i, panel in enumerate(groups)}
-    with picture(10.5, 4.6, columns=2) as (figure, panels):
+    with picture(10.5, 4.4, columns=2) as (figure, panels):
         for cell in _done(cells):
             label = f"{cell.panel}, {cell.variant}" if len(groups) > 1 else cell.variant
             _cost_points(panels, cell, label, colours[cell.variant], shapes[cell.panel])

@@ -1,18 +1,23 @@
 """The report of a sweep: figures and tables of what ran, and of what did not run that it did not."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from run_folders import run_facts, save_run, training_facts
 
 from storage.adapters import commit_round
 from storage.layout import Layout
 from storage.paper_views import PAPER_VIEWS
+from storage.pictures import Picture
 from storage.rounds import query
+from storage.sweep_figures import DRAWN
 from storage.sweep_files import PAPER_TABLES, write_sweep
 from storage.sweep_results import CellResult, cell_results, grouped
 from storage.sweep_tracking import paper_metrics
@@ -110,6 +115,34 @@ def test_every_figure_is_there_for_reports_papers_and_screens(written: dict[str,
         assert ElementTree.parse(written[f"{name}.svg"]).getroot().tag.endswith("svg")
         assert written[f"{name}.pdf"].read_bytes().startswith(b"%PDF-")
         assert written[f"{name}.png"].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("variant", ["R=8", "codec=elias_fano, clients=16, partition=dirichlet, R=8"])
+def test_no_word_of_a_figure_of_one_panel_runs_past_its_edge(
+    name: str, variant: str, swept: tuple[Layout, SweepRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    def kept(figure: Figure, path: Path, caption: str) -> Picture:
+        drawn.append(figure)
+        figure.draw_without_rendering()
+        return Picture(caption, path, path, path)
+
+    monkeypatch.setattr("storage.sweep_figures.save", kept)
+    DRAWN[name]([replace(cell, variant=variant) for cell in _cells(swept) if cell.panel == "135M"], tmp_path / name)
+    [figure] = drawn
+    words = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for axes in figure.axes:
+        words += [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels()]
+        words += [text for text in axes.findobj(Text) if text.get_text().startswith("not run")]
+    # Numbers along an axis may stand beyond what of it is drawn, where they are not shown.
+    shown = [word for word in words if re.search("[a-z=]", word.get_text()) and word.get_visible()]
+    assert shown
+    for word in shown:
+        box = word.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, word
+        assert box.y0 >= 0 and box.y1 <= figure.bbox.y1, word
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_has_commands_seeds_hardware_and_what_was_not_run(
