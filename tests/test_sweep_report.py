@@ -161,6 +161,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_has_commands_seeds_hardware_a
         "out of memory",
         "1.7B R=8 not run",
         "not run atalaia run x",
+        "the round is chosen by the test labels",
         "Table 3 of the paper",
         "253.04",
     ):
