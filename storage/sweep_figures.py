@@ -226,9 +226,8 @@ def communication(cells: Sequence[CellResult], path: Path) -> Picture:
 
     def draw(axes: Axes, name: str, members: Sequence[CellResult], colour: str) -> None:
         for cell in _done(members):
-            best = cell.best_f1("balanced", "oracle").sort("f1", descending=True).rows()
-            if best:
-                _, f1, number = best[0]
+            if best := cell.soonest_best("balanced", "oracle"):
+                f1, number = best
                 _point(axes, cell.bytes_until(number) / 1e6, f1, name, colour)
         axes.set(xlabel="sent until the best round (MB, both ways)", ylabel="best F1 (balanced, oracle)")
 

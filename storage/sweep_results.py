@@ -65,6 +65,11 @@ class CellResult:
             .select("k", "f1", "round")
         )
 
+    def soonest_best(self, population: str, threshold: str) -> tuple[float, int] | None:
+        """The best test F1 over rounds and K, and the earliest round that has it; None where there is no F1."""
+        best = self.best_f1(population, threshold).sort("f1", -pl.col("round"), descending=True)
+        return next(best.select("f1", "round").iter_rows(), None)
+
     def bytes_until(self, number: int) -> int:
         """Bytes sent by all clients, both ways, up to a round."""
         return int(self.bytes_by_round.filter(pl.col("round") <= number)["bytes"].sum())

@@ -99,6 +99,16 @@ def test_the_best_f1_of_each_k_is_the_earliest_best_trained_round_and_bytes_are_
     assert cell.losses.rows() == [(1, 1.0), (2, 0.5)]
 
 
+def test_of_values_of_k_with_the_same_best_f1_the_one_that_had_it_first_tells_what_was_sent(
+    swept: tuple[Layout, SweepRecord], tmp_path: Path
+) -> None:
+    cell = replace(_cells(swept)[1], folder=tmp_path)
+    assert cell.soonest_best("balanced", "oracle") is None
+    rows = [_top_k(3, 1, 0.9), _top_k(2, 3, 0.9), _top_k(1, 3, 0.8), _top_k(1, 5, 0.7), _top_k(3, 10, 0.9)]
+    pl.DataFrame(rows).with_columns(split=pl.lit("test")).write_parquet(tmp_path / "metrics.parquet")
+    assert cell.soonest_best("balanced", "oracle") == (0.9, 2)
+
+
 def test_cells_that_vary_otherwise_are_told_apart_by_their_names(swept: tuple[Layout, SweepRecord]) -> None:
     layout, record = swept
     cells = [
