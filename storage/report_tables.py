@@ -1,6 +1,6 @@
 """The tables of a report, once as values; Markdown, HTML and the terminal only draw them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,18 @@ class Percent(float):
 
 class Hundredths(float):
     """A number that is read with two decimals, as the paper prints its own."""
+
+
+class Bytes(float):
+    """A size in bytes that is read in megabytes."""
+
+
+class Seconds(float):
+    """A duration that is read in the unit one would say it in."""
+
+
+class Times(float):
+    """A factor."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +60,9 @@ def cell_text(value: Cell) -> str:
     """A cell as people read it: thousands separated, three decimals, a dash for nothing."""
     if value is None:
         return NONE
-    if isinstance(value, Percent):
-        return percent(value)
-    if isinstance(value, Hundredths):
-        return f"{value:,.2f}"
     if isinstance(value, float):
+        if type(value) in _READ:
+            return _READ[type(value)](value)
         return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else value
 
@@ -85,6 +95,16 @@ def megabytes(size: float) -> str:
 def seconds(value: float) -> str:
     """A duration in the unit one would say it in."""
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+_READ: dict[type[float], Callable[[float], str]] = {
+    Percent: percent,
+    Hundredths: "{:,.2f}".format,
+    Bytes: megabytes,
+    Seconds: seconds,
+    Times: "{:,.0f} x".format,
+}
+"""How numbers of a kind are read."""
 
 
 def detection_table(summary: Summary) -> Table:
@@ -320,18 +340,18 @@ def cost_table(summary: Summary) -> Table:
     cost = summary.training
     rows: list[list[Cell]] = [
         ["trained parameters", cost.trainable_parameters, cost.full_parameters],
-        ["a message, down", megabytes(cost.bytes_down_per_client_round), megabytes(cost.full_model_bytes)],
-        ["a message, up", megabytes(cost.bytes_up_per_client_round), megabytes(cost.full_model_bytes)],
+        ["a message, down", Bytes(cost.bytes_down_per_client_round), Bytes(cost.full_model_bytes)],
+        ["a message, up", Bytes(cost.bytes_up_per_client_round), Bytes(cost.full_model_bytes)],
         [
             f"{cost.client_rounds} client rounds, both ways",
-            megabytes(cost.bytes_sent),
-            megabytes(cost.bytes_sent_by_full),
+            Bytes(cost.bytes_sent),
+            Bytes(cost.bytes_sent_by_full),
         ],
         ["windows trained on", cost.examples, None],
         ["their tokens", cost.tokens, None],
         ["computed tokens, prefixes shared", cost.computed_tokens, None],
-        ["training", seconds(cost.train_seconds), None],
-        ["scoring", seconds(cost.score_seconds), None],
+        ["training", Seconds(cost.train_seconds), None],
+        ["scoring", Seconds(cost.score_seconds), None],
     ]
     if cost.peak_memory_mb is not None:
         rows.append(["peak memory of a client", f"{cost.peak_memory_mb:,.0f} MB", None])

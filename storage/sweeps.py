@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage.errors import DataError, FormatError
 from storage.layout import Layout, current
-from storage.report_tables import Cell, Table, cell_text, megabytes, seconds
+from storage.report_tables import Bytes, Cell, Seconds, Table, Times, cell_text
 from storage.runs import summary_of
 
 RECORD = "sweep.json"
@@ -207,10 +207,10 @@ def _costs(row: dict[str, Any]) -> list[Cell]:
     times = row["times_below_full"]
     return [
         row["trained_parameters"],
-        megabytes(row["message_bytes"]),
-        f"{times:,.0f} x" if times else None,
-        seconds(row["train_seconds"]),
-        seconds(row["score_seconds"]),
+        Bytes(row["message_bytes"]),
+        Times(times) if times else None,
+        Seconds(row["train_seconds"]),
+        Seconds(row["score_seconds"]),
     ]
 
 
@@ -236,8 +236,8 @@ def _mean_row(group: str, members: Sequence[dict[str, Any]]) -> list[Cell]:
     if not done:
         return [group, count, *qualities, None, None, None]
     taken = statistics.fmean(row["train_seconds"] for row in done)
-    size = megabytes(statistics.fmean(row["message_bytes"] for row in done))
-    return [group, count, *qualities, done[0]["trained_parameters"], size, seconds(taken)]
+    size = Bytes(statistics.fmean(row["message_bytes"] for row in done))
+    return [group, count, *qualities, done[0]["trained_parameters"], size, Seconds(taken)]
 
 
 def mean_words(values: Sequence[float]) -> str | None:

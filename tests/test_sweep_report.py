@@ -178,6 +178,18 @@ def test_the_page_needs_nothing_from_elsewhere_and_has_commands_seeds_hardware_a
         assert told in " ".join(text.split()).replace("– ", ""), told
 
 
+def test_sizes_factors_and_durations_sort_by_their_bytes_and_seconds(
+    swept: tuple[Layout, SweepRecord], written: dict[str, Path]
+) -> None:
+    page = written["sweep.html"].read_text()
+    row = page[page.index("135M, R=8, seed 1") :].partition("</tr>")[0]
+    found = re.findall(r'data-value="([^"]+)">([^<]*)<', row)
+    cost = next(cell.summary for cell in _cells(swept) if cell.seed == 1 and cell.summary).training
+    factor = cost.full_model_bytes / SENT
+    told = {f"{SENT / 1e6:.2f} MB": SENT, f"{factor:.0f} x": factor, "90.0 s": cost.train_seconds, "30.0 s": 30.0}
+    assert {text: float(value) for value, text in found if text in told} == pytest.approx(told)
+
+
 def test_the_headline_is_the_best_mean_without_labels_beside_the_best_rule(
     swept: tuple[Layout, SweepRecord], written: dict[str, Path]
 ) -> None:
