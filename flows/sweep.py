@@ -16,6 +16,7 @@ from flows.config import RunConfig
 from flows.experiment import experiment
 from flows.grids import Cell, cells_of, read_grid
 from flows.prepare import prepare_data
+from storage.errors import DataError
 from storage.layout import current
 from storage.paper_views import tuning_label
 from storage.rounds import query
@@ -23,9 +24,11 @@ from storage.runs import now
 from storage.sweep_files import PAPER_TABLES, write_sweep
 from storage.sweep_tracking import track_sweep
 from storage.sweeps import (
+    DONE,
     CellRecord,
     SweepRecord,
     failures,
+    read_sweep,
     record_sweep,
     sweep_id_of,
 )
@@ -102,17 +105,31 @@ def devices_for(cells: Sequence[Cell]) -> list[str]:
 def _new_record(grid: str, settings: list[str], cells: Sequence[Cell]) -> SweepRecord:
     import shlex
 
+    sweep_id = sweep_id_of(grid, [cell.config.model_dump_json() for cell in cells])
+    former: list[CellRecord | None] = [*_former_cells(sweep_id)] or [None] * len(cells)
     return SweepRecord(
-        sweep_id=sweep_id_of(grid, [cell.config.model_dump_json() for cell in cells]),
+        sweep_id=sweep_id,
         grid=grid,
         command=shlex.join(["atalaia", "sweep", grid, *settings]),
         started=now(),
-        cells=[_waiting(cell) for cell in cells],
+        cells=[_unstarted(cell, known) for cell, known in zip(cells, former, strict=True)],
     )
 
 
-def _waiting(cell: Cell) -> CellRecord:
+def _former_cells(sweep_id: str) -> list[CellRecord]:
+    """The cells of a sweep when it last ran, which are the same in the same order; none where it never did."""
+    try:
+        return read_sweep(sweep_id).cells
+    except DataError:
+        return []
+
+
+def _unstarted(cell: Cell, former: CellRecord | None) -> CellRecord:
+    """A cell before its turn: what is known of one that has results, else that it waits."""
     config = cell.config
+    known: dict[str, Any] = {}
+    if former is not None and former.status in DONE:
+        known = {"status": former.status, "run_id": former.run_id, "seconds": former.seconds}
     return CellRecord(
         name=cell.name,
         group=cell.group,
@@ -120,6 +137,7 @@ def _waiting(cell: Cell) -> CellRecord:
         command=cell.command,
         model=config.model.name,
         tuning=tuning_label(config.tuning.kind, config.tuning.rank),
+        **known,
     )
 
 
@@ -169,6 +187,7 @@ def _run_cell(
     board: _Board, number: int, cell: Cell, config: RunConfig, shared: AbstractContextManager[Any] | None = None
 ) -> None:
     """One cell as a subflow of its own; what goes wrong in it is kept in the record, and the next one runs."""
+    before = board.record.cells[number].status
     board.mark(number, status="running", reason=None)
     began, endings = time.monotonic(), _Endings()
     name = cell.name.replace("{", "{{").replace("}", "}}")
@@ -182,7 +201,7 @@ def _run_cell(
     except Exception as error:
         board.mark(number, status="failed", reason=_one_line(error), seconds=time.monotonic() - began)
     except BaseException:
-        board.mark(number, status="waiting")
+        board.mark(number, status=before)
         raise
     else:
         status = "finished" if endings.ran else "cached"

@@ -102,6 +102,8 @@ def show_sweep(record: "SweepRecord") -> None:
     from storage.sweeps import failures, sweep_folder, sweep_tables
 
     show_tables(sweep_tables(record))
-    print(f"The whole report, figures inside: {sweep_folder(record.sweep_id) / 'sweep.html'}")
+    # A sweep that was stopped before its first end has none yet.
+    if (page := sweep_folder(record.sweep_id) / "sweep.html").is_file():
+        print(f"The whole report, figures inside: {page}")
     for line in failures(record):
         print(f"atalaia: {line}", file=sys.stderr)
