@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from storage.layout import Layout
+from storage.paper_views import NOT_RUN
 from storage.report_tables import markdown_table
 from storage.sweep_html import protocol_tables, sweep_report
 from storage.sweep_results import cell_results
@@ -36,20 +37,27 @@ def write_sweep(record: SweepRecord, paper: Mapping[str, pl.DataFrame], layout: 
     made = [markdown_table(table) for table in [*sweep_tables(record, layout), *protocol_tables(cells)]]
     text.write_text("\n".join([f"# {record.command}", "", *failed, *([""] if failed else []), *made]))
     runs = [cell.run_id for cell in record.cells if cell.run_id]
-    shown = {PAPER_TABLES[view]: _shown(frame, runs) for view, frame in paper.items()}
+    own = {view: _of_runs(frame, runs) if view == "table3" else frame for view, frame in paper.items()}
+    shown = {
+        PAPER_TABLES[view]: frame.drop("source", "f1_label_free", "auroc", strict=False) for view, frame in own.items()
+    }
     figures = {picture.caption: picture.svg for picture in pictures}
     page.write_text(sweep_report(record, cells, figures, shown, layout))
     tables = []
-    for view, frame in paper.items():
+    for view, frame in own.items():
         tables.append(folder / f"{view}.csv")
         frame.write_csv(tables[-1])
     drawn = [path for picture in pictures for path in (picture.svg, picture.pdf, picture.png)]
     return [text, page, *tables, *drawn]
 
 
-def _shown(frame: pl.DataFrame, runs: Sequence[str]) -> pl.DataFrame:
-    """A view as the report shows it: of Table 3 only this sweep's runs, and what was measured apart from runs."""
-    known = frame.drop("source", "f1_label_free", "auroc", strict=False)
-    if "measured_on" not in known.columns:
-        return known
-    return known.filter(pl.col("run_id").is_null() | pl.col("run_id").is_in(runs))
+def _of_runs(frame: pl.DataFrame, runs: Sequence[str]) -> pl.DataFrame:
+    """Table 3 with only these runs and what was measured apart from runs; a size without either was not run."""
+    measured = [name for name in frame.columns if name not in {"size", "source"} and not name.startswith("printed_")]
+    own = pl.col("run_id").is_null() | pl.col("run_id").is_in(runs)
+    first_of_none = ~own.any().over("size") & (pl.int_range(pl.len()).over("size") == 0)
+    kept = frame.with_columns(own=own).filter(own | first_of_none)
+    return kept.with_columns(
+        pl.when("own").then(name).otherwise(pl.lit(NOT_RUN) if name == "measured_on" else None).alias(name)
+        for name in measured
+    ).drop("own")

@@ -29,7 +29,7 @@ def track_sweep(
     best = {f"best_{name}": max((row[name] for row in rows if row[name] is not None), default=None) for name in QUALITY}
     metrics = {name: float(value) for name, value in best.items() if value is not None}
     metrics |= {f"cells_{status}": float(count) for status, count in record.counts().items()}
-    metrics |= paper_metrics(paper)
+    metrics |= paper_metrics(paper, {row["run_id"]: row["name"] for row in rows})
     parameters = {"grid": record.grid, "command": record.command, "cells": len(record.cells)}
     tags = {"sweep_id": record.sweep_id, "status": record.status}
     with told_as_tracking_error(layout):
@@ -62,22 +62,27 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
-def paper_metrics(paper: Mapping[str, pl.DataFrame]) -> dict[str, float]:
-    """The numbers of Tables 2 and 3 under names such as table2/135M/R_8/sent_up and table3/1.7B/scored_alone/..."""
-    places = {"table2": ("size", "tuning"), "table3": ("size", "way")}
+def paper_metrics(paper: Mapping[str, pl.DataFrame], cells: Mapping[str, str]) -> dict[str, float]:
+    """The numbers of Table 2, and of the sweep's own cells those of Table 3; `cells` holds their names by run.
+
+    Under names such as table2/135M/R_8/sent_up and table3/135M__R_8__seed_0/scored_alone/measured_ms.
+    """
     found: dict[str, float] = {}
-    for view, keys in places.items():
-        for row in paper.get(view, pl.DataFrame()).to_dicts():
-            if any(row[key] is None for key in keys):
-                continue
-            place = "/".join(_name(str(row[key])) for key in keys)
-            # Several runs may have measured the same: the newest stands, as it comes last.
-            found |= {
-                f"{view}/{place}/{name}": float(value)
-                for name, value in row.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            }
+    for row in paper.get("table2", pl.DataFrame()).to_dicts():
+        found |= _numbers(row, "table2", row["size"], row["tuning"])
+    for row in paper.get("table3", pl.DataFrame()).to_dicts():
+        if row["run_id"] in cells:
+            found |= _numbers(row, "table3", cells[row["run_id"]], row["way"])
     return found
+
+
+def _numbers(row: Mapping[str, Any], *place: str) -> dict[str, float]:
+    under = "/".join(map(_name, place))
+    return {
+        f"{under}/{name}": float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _name(text: str) -> str:

@@ -1,5 +1,6 @@
 """The report of a sweep: figures and tables of what ran, and of what did not run that it did not."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -205,8 +206,39 @@ def test_the_headline_is_the_best_mean_without_labels_beside_the_best_rule(
 def test_the_papers_tables_are_files_and_metrics(swept: tuple[Layout, SweepRecord], written: dict[str, Path]) -> None:
     assert set(PAPER_TABLES) <= set(PAPER_VIEWS)
     assert len(pl.read_csv(written["table2.csv"])) == 15
-    layout, _ = swept
-    found = paper_metrics({view: query(f"SELECT * FROM {view}", layout) for view in ("table2", "table3")})
+    found = paper_metrics({"table2": query("SELECT * FROM table2", swept[0])}, {})
     assert found["table2/135M/R_8/sent_up"] == SENT
     assert found["table2/1.7B/FFT/printed_mb"] == 6845.53
     assert all(re.fullmatch(r"[\w./-]+", name) for name in found)
+
+
+def test_table_3_is_of_the_sweeps_own_cells_each_with_metrics_of_its_own(tmp_path: Path) -> None:
+    layout, times = Layout(tmp_path), {"mine-2": 20.0, "mine-8": 80.0, "other-8": 5.0, "other-big": 7.0}
+    sizes = {"other-big": "HuggingFaceTB/SmolLM-1.7B"}
+    for run_id, mean in times.items():
+        rank = 2 if run_id.endswith("2") else 8
+        facts = run_facts(run_id, rank=rank, model=sizes.get(run_id, "HuggingFaceTB/SmolLM-135M"))
+        save_run(layout, facts, training_facts(latency_ms=mean, latency_windows=10))
+    (layout.latency / "gpu").mkdir(parents=True)
+    apart = {"machine": {"gpu": "some GPU"}, "weights": "random", "135M": {"padded": {"mean_ms": 9.0}}}
+    (layout.latency / "gpu" / "latency.json").write_text(json.dumps(apart))
+    cells = [_cell("135M", f"R={rank}", 0, status="finished", run_id=f"mine-{rank}") for rank in (2, 8)]
+    named = {"sweep_id": "s-1", "grid": "small", "command": "atalaia sweep small", "started": "2026-11-21T21:00:00"}
+    record = SweepRecord(**named, status="finished", cells=cells)  # type: ignore[arg-type]
+    paper = {"table3": query("SELECT * FROM table3", layout)}
+    found = paper_metrics(paper, {cell.run_id: cell.name for cell in cells if cell.run_id})
+    measured = {name: value for name, value in found.items() if name.endswith("measured_ms")}
+    assert measured == {
+        "table3/135M__R_2__seed_0/scored_alone/measured_ms": 20.0,
+        "table3/135M__R_8__seed_0/scored_alone/measured_ms": 80.0,
+    }
+    files = {path.name: path for path in write_sweep(record, paper, layout)}
+    kept = pl.read_csv(files["table3.csv"]).select("size", "printed_ms", "measured_ms", "run_id", "measured_on")
+    here = "some processor, 2 cores"
+    assert kept.rows() == [
+        ("135M", 30.8908, 20.0, "mine-2", here),
+        ("135M", 30.8908, 80.0, "mine-8", here),
+        ("135M", 30.8908, 9.0, None, "some GPU"),
+        ("360M", 62.3438, None, None, "not run"),
+        ("1.7B", 253.0354, None, None, "not run"),
+    ]
