@@ -15,7 +15,8 @@ from storage.sweeps import SweepRecord, failures, sweep_folder, sweep_tables
 PAPER_TABLES = {
     "table1": "Table 1 of the paper: methods, as printed, and what was measured here",
     "table2": "Table 2 of the paper: a message, printed, computed, and as it was sent",
-    "table3": "Table 3 of the paper: time and memory of a window, printed and measured",
+    "table3": "Table 3 of the paper: time and memory of a window, printed and measured; on a CPU the memory "
+    "is the whole process's, with all that earlier cells left in it",
     "codecs": "Bytes of a message under each codec, as Flower serializes them",
 }
 """Views that a sweep's report shows, with their titles."""

@@ -173,7 +173,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_has_commands_seeds_hardware_a
         "1.7B R=8 not run",
         "not run atalaia run x",
         "the round is chosen by the test labels",
-        "Table 3 of the paper",
+        "on a CPU the memory is the whole process",
         "253.04",
     ):
         assert told in " ".join(text.split()).replace("– ", ""), told
