@@ -68,7 +68,7 @@ def log_run(
         _log_parameters(client, run_id, parameters)
         _log_metrics(client, run_id, rounds, summary)
         for file in files:
-            client.log_artifact(run_id, str(file), "figures" if file.suffix in {".png", ".svg"} else None)
+            client.log_artifact(run_id, str(file), "figures" if file.suffix in {".pdf", ".png", ".svg"} else None)
         client.set_terminated(run_id)
         return run_id
 

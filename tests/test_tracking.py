@@ -24,14 +24,21 @@ def test_a_run_keeps_parameters_tags_files_and_every_round(layout: Layout, tmp_p
 
     page = tmp_path / "report.html"
     page.write_text("<p>report</p>")
+    figures = [tmp_path / f"figure_3.{kind}" for kind in ("pdf", "png", "svg")]
+    for figure in figures:
+        figure.touch()
     rounds = [{"round": number, "loss": 1.0 / (number + 1), "adapter_hash": "no number"} for number in range(3)]
-    run_id = log_run("r1", {"rank": 8, "alpha": None}, rounds, {"auroc": 0.5}, [page], {"run_id": "r1"}, layout)
+    run_id = log_run(
+        "r1", {"rank": 8, "alpha": None}, rounds, {"auroc": 0.5}, [page, *figures], {"run_id": "r1"}, layout
+    )
     client = MlflowClient(tracking_uri(layout))
     run = client.get_run(run_id)
     assert (run.data.params, run.data.tags["run_id"], run.info.status) == ({"rank": "8"}, "r1", "FINISHED")
     history = client.get_metric_history(run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
-    assert [file.path for file in client.list_artifacts(run_id)] == ["report.html"]
+    assert [file.path for file in client.list_artifacts(run_id)] == ["figures", "report.html"]
+    kept = [file.path for file in client.list_artifacts(run_id, "figures")]
+    assert kept == [f"figures/{figure.name}" for figure in figures]
 
 
 def test_artifacts_lie_under_the_home_folder(layout: Layout) -> None:
