@@ -33,6 +33,7 @@ _RUNS = {name: pl.String() for name in ("run_id", "dataset", "model", "size", "t
 }
 _METHODS = {
     "method": pl.String(),
+    "model": pl.String(),
     "dataset": pl.String(),
     "f1": pl.Float64(),
     "auroc": pl.Float64(),
@@ -40,6 +41,16 @@ _METHODS = {
 }
 _METHOD_NAMES = {"logbert": "LogBERT", "fedlog": "FedLog", "logfit": "LogFiT"}
 """Learned baselines that stand for a row of Table 1."""
+_UNALTERED: dict[str, dict[str, Any]] = {
+    "instability": {"kind": "none"},
+    "split": {"contamination": 0, "train_windows": None, "calibration_windows": None, "rest": "unused"},
+}
+"""Settings of runs that learn from all training windows, normal ones, and judge by the log as it is."""
+_AS_THE_PAPER: dict[str, dict[str, Any]] = {
+    "federation": {"strategy": "fedavg", "codec": "none", "downlink_codec": "none"},
+    "privacy": {"noise": "none"},
+}
+"""Settings of runs that train as the paper does."""
 
 # A round's training loss by model and rank; the figure of the best K of each tuning; what was sent until then.
 _SQL = {
@@ -60,7 +71,7 @@ _SQL = {
         GROUP BY ALL ORDER BY size, tuning, seed, run_id, population, threshold_kind, k""",
     "table1": """
         SELECT method, federated, unsupervised, without_parser, parameter_efficient, pretrained, source,
-               coalesce(printf('F1 %.3f without labels, AUROC %.3f', f1, auroc), '"""
+               coalesce(printf('%s: F1 %.3f without labels, AUROC %.3f', model, f1, auroc), '"""
     + NOT_RUN
     + """') AS measured,
                dataset, f1 AS f1_label_free, auroc, run_id
@@ -180,23 +191,38 @@ def tuning_label(kind: str, rank: int | None) -> str:
 
 
 def _methods(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
-    """What the newest run of each dataset measured for each method of Table 1."""
+    """What the newest run on each dataset measured for each method of Table 1; runs on an altered log do not count."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for run_id, summary in summaries.items():
+        if not _has(summary, _UNALTERED):
+            continue
         where = {"dataset": summary.run.dataset, "run_id": run_id}
         for method, measured in _measured(summary):
             found[method, summary.run.dataset] = {"method": method, **where, **measured}
     return list(found.values())
 
 
+def _has(summary: Summary, settings: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a run has these settings; those that runs from before them do not name count as had."""
+    config = summary.run.config
+    return all(
+        config.get(part, {}).get(name, value) == value for part, own in settings.items() for name, value in own.items()
+    )
+
+
 def _measured(summary: Summary) -> list[tuple[str, dict[str, Any]]]:
-    """F1 without labels and AUROC on all test windows, of the tuned model and of the learned baselines there are."""
-    findings, rows = summary.findings, []
-    if summary.run.tuning == "lora" and findings.get("label_free") and findings["label_free"]["f1"] is not None:
-        rows.append(("the paper", {"f1": findings["label_free"]["f1"], "auroc": findings["auroc"]}))
+    """F1 without labels and AUROC on all test windows, of the tuned model and of the learned baselines there are.
+
+    The baselines are small models in the style of the methods, and are called so.
+    """
+    findings, run, rows = summary.findings, summary.run, []
+    free = findings.get("label_free")
+    if run.tuning == "lora" and free and free["f1"] is not None and _has(summary, _AS_THE_PAPER):
+        model = f"{size_of(run.model) or run.model}, {tuning_label(run.tuning, run.rank)}"
+        rows.append(("the paper", {"model": model, "f1": free["f1"], "auroc": findings["auroc"]}))
     for one in findings.get("baselines", []):
         told = one["populations"]["all"]
         if one["main"] and one["method"] in _METHOD_NAMES and told["label_free"]:
-            f1 = told["label_free"]["f1"]
-            rows.append((_METHOD_NAMES[one["method"]], {"f1": f1, "auroc": told["auroc"]}))
+            measured = {"model": one["title"], "f1": told["label_free"]["f1"], "auroc": told["auroc"]}
+            rows.append((_METHOD_NAMES[one["method"]], measured))
     return rows
