@@ -2,7 +2,7 @@
 
 import html
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from storage.html_page import html_figures, html_page, html_table
 from storage.layout import Layout
 from storage.paper_views import NOT_RUN
 from storage.report_tables import Cell, Hundredths, Table
-from storage.summaries import THRESHOLDS
+from storage.summaries import THRESHOLDS, Summary
 from storage.sweep_results import CellResult
 from storage.sweeps import DONE, SweepRecord, failures, mean_words, sweep_tables
 
+_DATA = ("dataset", "window", "mask", "tokens", "split", "partition", "instability", "baselines")
+"""Parts of a run that rules and learned baselines depend on."""
 _POPULATIONS = {"all": "all test windows", "unseen": "sequences never seen", "balanced": "balanced, as in the paper"}
 
 
@@ -97,25 +99,57 @@ def _model_table(cells: Sequence[CellResult]) -> Table:
 
 
 def _other_table(cells: Sequence[CellResult]) -> Table:
-    """Rules and baselines depend on the seed and not on the tuning, so one cell of each seed tells of them."""
-    by_seed = {cell.seed: cell.summary.findings for cell in cells if cell.summary}
-    found: dict[str, dict[str, list[float | None]]] = {}
-    for findings in by_seed.values():
+    """Rules and baselines depend on the seed and the data and not on the tuning: one cell of each tells of them."""
+    told = _by_data([cell.summary for cell in cells if cell.summary])
+    several = len(told) > 1
+    rows: list[list[Cell]] = []
+    for data, by_seed in told.items():
+        for name, values in _other_f1(by_seed.values()).items():
+            f1 = [_mean(values.get(population, [])) for population in _POPULATIONS]
+            rows.append([name, *([data] if several else []), str(len(values.get("all", []))), *f1])
+    columns = ["detector", *(["data"] if several else []), "seeds", *(f"F1, {one}" for one in _POPULATIONS.values())]
+    note = "Without labels: the rules have no threshold, the learned baselines have the label-free one. "
+    return Table("Simple rules and learned baselines", columns, rows, note + "Fitted on all training windows.")
+
+
+def _by_data(summaries: Sequence[Summary]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The findings of one cell by its data and seed; data are named by those of their settings that differ."""
+    settings = [_data_settings(summary.run.config) for summary in summaries]
+    names = dict.fromkeys(name for each in settings for name in each)
+    differing = [name for name in names if len({each.get(name) for each in settings}) > 1]
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for summary, each in zip(summaries, settings, strict=True):
+        data = ", ".join(f"{name}={each.get(name)}" for name in differing)
+        found.setdefault(data, {})[summary.run.seed] = summary.findings
+    return found
+
+
+def _data_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every setting but seeds of what rules and baselines are fitted on and judged by, as text."""
+    parts = {part: config.get(part) for part in _DATA}
+    # Who is drawn is the same by the same share; what else federates, the baselines do not have.
+    parts["federation"] = {"fraction": config.get("federation", {}).get("fraction")}
+    return {
+        f"{part}.{name}": str(value)
+        for part, own in parts.items()
+        for name, value in (own or {}).items()
+        if name != "seed"
+    }
+
+
+def _other_f1(found: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
+    """F1 of each rule and baseline in the cells' findings, by kind of windows."""
+    detectors: dict[str, dict[str, list[float | None]]] = {}
+    for findings in found:
         for row in findings.get("rules_by_population") or findings["rules"]:
-            detector = found.setdefault(f"rule: {row['rule']}", {})
+            detector = detectors.setdefault(f"rule: {row['rule']}", {})
             detector.setdefault(row.get("population", "all"), []).append(row["f1"])
         for one in findings.get("baselines", []):
             if one["main"]:
-                detector = found.setdefault(one["title"], {})
+                detector = detectors.setdefault(one["title"], {})
                 for population, part in one["populations"].items():
                     detector.setdefault(population, []).append((part["label_free"] or {}).get("f1"))
-    rows: list[list[Cell]] = [
-        [name, str(len(values.get("all", []))), *(_mean(values.get(population, [])) for population in _POPULATIONS)]
-        for name, values in found.items()
-    ]
-    columns = ["detector", "seeds", *(f"F1, {words}" for words in _POPULATIONS.values())]
-    note = "Without labels: the rules have no threshold, the learned baselines have the label-free one. "
-    return Table("Simple rules and learned baselines", columns, rows, note + "Fitted on all training windows.")
+    return detectors
 
 
 def _mean(values: Sequence[float | None]) -> str | None:

@@ -18,8 +18,10 @@ from storage.layout import Layout
 from storage.paper_views import PAPER_VIEWS
 from storage.pictures import Picture
 from storage.rounds import query
+from storage.runs import summary_of
 from storage.sweep_figures import DRAWN
 from storage.sweep_files import PAPER_TABLES, write_sweep
+from storage.sweep_html import protocol_tables
 from storage.sweep_results import CellResult, cell_results, grouped
 from storage.sweep_tracking import paper_metrics
 from storage.sweeps import CellRecord, SweepRecord
@@ -242,3 +244,25 @@ def test_table_3_is_of_the_sweeps_own_cells_each_with_metrics_of_its_own(tmp_pat
         ("360M", 62.3438, None, None, "not run"),
         ("1.7B", 253.0354, None, None, "not run"),
     ]
+
+
+def test_rules_stand_apart_by_the_data_they_were_fitted_on(tmp_path: Path) -> None:
+    layout, cells, f1 = Layout(tmp_path), [], {}
+    for place, windows in enumerate((57, None)):
+        for tuning, rank in (("R=2", 2), ("R=8", 8)):
+            config = {"split": {"train_windows": windows, "seed": 0}, "tuning": {"rank": rank}}
+            run_id = f"{windows}-{rank}"
+            save_run(layout, run_facts(run_id, rank=rank, seed=0, config=config), labels_seed=place)
+            cells.append(_cell("135M", f"{tuning}, {windows}", 0, status="finished", run_id=run_id))
+            for rule in summary_of(run_id, layout).findings["rules"]:
+                f1[f"rule: {rule['rule']}", f"split.train_windows={windows}"] = rule["f1"]
+    named = {"sweep_id": "s-1", "grid": "mine", "command": "atalaia sweep mine", "started": "2026-11-21T21:00:00"}
+    results = cell_results(SweepRecord(**named, cells=cells), layout)  # type: ignore[arg-type]
+    table = protocol_tables(results)[1]
+    assert table.columns[:4] == ["detector", "data", "seeds", "F1, all test windows"]
+    told = {(row[0], row[1]): (row[2], row[3]) for row in table.rows}
+    assert told == {key: ("1", f"{value:.3f}") for key, value in f1.items()}
+    few, rest = ([value for (_, data), value in f1.items() if data.endswith(end)] for end in ("57", "None"))
+    assert few != rest
+    # Where the data are the same but for their seeds, nothing has to be told apart.
+    assert protocol_tables(results[:2])[1].columns[:2] == ["detector", "seeds"]
