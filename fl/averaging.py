@@ -19,19 +19,20 @@ _MOST_PARTS = 1 << 23
 
 
 class ExactMean:
-    """A weighted mean that adapters are added to one at a time; it holds three adapters' worth of float64 at most.
+    """A weighted mean of up to `parts` adapters, added one at a time; it holds no more than three of them in float64.
 
     Each product of weight and value is rounded to a multiple of 2^-60 and added in whole numbers, which know no
     order: arrivals may come in any, and the result is that of all at once. An adapter's mean is off by 2^-61 at most,
-    before it is rounded to float32.
+    before it is rounded to float32. Each has its share of what can be added exactly, so that a huge one is refused
+    itself and not those that come after it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parts: int) -> None:
+        self._parts = parts
         self.count = 0
         self.weight = 0
         self._coarse: dict[str, np.ndarray] = {}
         self._fine: dict[str, np.ndarray] = {}
-        self._magnitude = 0.0
 
     def add(self, arrays: Mapping[str, np.ndarray], weight: int) -> None:
         """Add an adapter that counts `weight` times.
@@ -39,13 +40,13 @@ class ExactMean:
         Raises LearningError for a weight or values beyond what can be added exactly.
         """
         largest = max((float(np.abs(array).max(initial=0)) for array in arrays.values()), default=0.0)
-        magnitude = self._magnitude + largest * weight
-        if not (0 < weight <= MOST_WEIGHT and self.count < _MOST_PARTS and magnitude < _LARGEST):
+        is_small = largest * weight < _LARGEST / self._parts
+        if not (0 < weight <= MOST_WEIGHT and self.count < min(self._parts, _MOST_PARTS) and is_small):
             raise LearningError(
-                f"values up to {largest:.3g} with weight {weight} cannot be added exactly to {self.count} others; "
+                f"values up to {largest:.3g} with weight {weight} cannot be added exactly, as one of {self._parts}; "
                 "set a norm bound or max_examples"
             )
-        self.count, self.weight, self._magnitude = self.count + 1, self.weight + weight, magnitude
+        self.count, self.weight = self.count + 1, self.weight + weight
         for name, array in arrays.items():
             product = array.astype(np.float64)
             product *= weight
@@ -71,7 +72,7 @@ class ExactMean:
 
 def weighted_mean(arrays: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> Arrays:
     """Equation 1: the mean weighted by n_i / n, as float32; weights are whole numbers. Depends on no order."""
-    mean = ExactMean()
+    mean = ExactMean(len(arrays))
     for part, weight in zip(arrays, weights, strict=True):
         mean.add(part, int(weight))
     return mean.mean()

@@ -22,7 +22,7 @@ class Combination:
         self._federation, self._privacy, self._current = federation, privacy, current
         self._clipping_norm = clipping_norm
         self._noisy = PrivateMean(current, clipping_norm) if privacy.noise == "central" else None
-        self._mean = ExactMean()
+        self._mean = ExactMean(federation.most_drawn)
 
     def take(self, reply: Reply) -> Reply:
         """Count a checked reply; what is to be kept of it. Raises BadMessage for values that cannot be added."""
@@ -43,14 +43,15 @@ class Combination:
 
     def _measured(self, reply: Reply) -> Reply:
         """The reply with its update's norm, and shortened to the norm bound; a noisy update's norm tells nothing."""
-        if self._privacy.is_on:
-            return reply
         bound = self._federation.norm_bound
+        if bound is None and self._privacy.is_on:
+            return reply
         if bound is None:
             norm = update_norm(update_of(reply.arrays, self._current))
-            return replace(reply, metrics={**reply.metrics, "update_norm": norm})
-        arrays, norm = shortened(reply.arrays, self._current, bound)
-        return replace(reply, arrays=arrays, metrics={**reply.metrics, "update_norm": norm})
+        else:
+            arrays, norm = shortened(reply.arrays, self._current, bound)
+            reply = replace(reply, arrays=arrays)
+        return reply if self._privacy.is_on else replace(reply, metrics={**reply.metrics, "update_norm": norm})
 
     def result(
         self, number: int, replies: Sequence[Reply], state: Arrays, rate: float, key: bytes

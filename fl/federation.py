@@ -117,7 +117,8 @@ class Federation:
     max_examples: int | None = None
     """Windows that a client counts for at most, however many it says it has; None: no limit; 1: all weigh the same."""
     norm_bound: float | None = None
-    """L2 norm over all its trained arrays to which the server shortens a client's update; None: no bound."""
+    """L2 norm over all its trained arrays to which the server shortens a client's update, its own noise included; None:
+    no bound."""
     bad_replies: Literal["stop", "drop"] = "stop"
     """What a reply that does not fit does: end the run, or count as a lost client (see min_replies)."""
 
@@ -167,6 +168,11 @@ class Federation:
     def clients_per_round(self) -> int:
         """How many clients are drawn in each round."""
         return max(1, round(self.fraction * self.clients))
+
+    @property
+    def most_drawn(self) -> int:
+        """How many clients a round may draw."""
+        return self.clients if self.draws == "poisson" else self.clients_per_round
 
     def replies_needed(self, drawn: int) -> int:
         """How many replies a round with so many clients needs."""
@@ -231,8 +237,8 @@ def check_privacy(privacy: Privacy, tuning: Tuning, federation: Federation) -> N
             privacy.is_on and federation.strategy not in MEANS,
         ),
         (
-            "privacy: clipping bounds the norm already; leave federation.norm_bound out",
-            privacy.is_on and federation.norm_bound is not None,
+            "privacy: the server clips already, before its noise; leave federation.norm_bound out",
+            privacy.noise == "central" and federation.norm_bound is not None,
         ),
         (
             f"privacy: delta {privacy.delta:g} is not below 1 / clients; give {tenth} or less",

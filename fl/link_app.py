@@ -8,17 +8,20 @@ windows.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fl.accounting import affordable_rounds
 from fl.adapter import adapter_arrays, attach_adapter
 from fl.averaging import MOST_WEIGHT
+from fl.costs import adapter_shapes, model_config
 from fl.declared import ADMIT, DONE, JUDGE, check_numbers
-from fl.errors import FederationError, LearningError, LostClients
+from fl.errors import BadReply, FederationError, LearningError, LostClients
 from fl.exchange import Arrays
 from fl.federation import TrainingJob, load_job
 from fl.model import load_model
@@ -78,7 +81,7 @@ def run_rounds(grid: Grid, job: TrainingJob, federation: FederationOfSites) -> N
         judge_round(grid, job, federation, found, nodes)
         admission.look()
 
-    train_federation(grid, job, join, committed)
+    train_federation(grid, job, join, committed, partial(_check_bases, job, federation))
     dismiss_sites(grid, federation)
 
 
@@ -92,6 +95,21 @@ def _first_adapter(job: TrainingJob, federation: FederationOfSites) -> Arrays:
     arrays = adapter_arrays(attach_adapter(loaded, job.tuning, job.federation.seed))
     load_model.cache_clear()
     return arrays
+
+
+def _check_bases(job: TrainingJob, federation: FederationOfSites, arrays: Arrays) -> None:
+    """Raise BadReply for a first adapter that is not made of orthonormal bases and squares of zeros."""
+    shapes = adapter_shapes(model_config(federation.model_folder), job.tuning)
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        raise BadReply("The first adapter has other arrays than the model's; mend the site that is number 0.")
+    for name, array in arrays.items():
+        if "lora_R" in name:
+            is_plain = not array.any()
+        else:
+            wide = array.astype(np.float64) if "lora_A" in name else array.astype(np.float64).T
+            is_plain = np.allclose(wide @ wide.T, np.eye(len(wide)), atol=1e-3)
+        if not is_plain:
+            raise BadReply(f"The first adapter's {name} is no base and no zeros; mend the site that is number 0.")
 
 
 class _Examples(dict[int, int]):

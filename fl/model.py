@@ -174,6 +174,9 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
                 path,
                 dtype=dtype,
                 use_safetensors=True,
+                # A configuration may name code elsewhere; it would be asked for at the terminal, and run.
+                trust_remote_code=False,
+                local_files_only=True,
                 attn_implementation="sdpa",
                 device_map={"": where} if chosen != "none" or where != "cpu" else None,
                 quantization_config=_bitsandbytes(chosen, dtype),

@@ -57,11 +57,16 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def train_federation(
-    grid: Grid, job: TrainingJob, join: Join | None = None, committed: Committed | None = None
+    grid: Grid,
+    job: TrainingJob,
+    join: Join | None = None,
+    committed: Committed | None = None,
+    check_first: Callable[[Arrays], None] | None = None,
 ) -> None:
     """Train the rounds that are not committed yet; each is on disk before the next begins.
 
-    `join` finds the clients (None: `find_clients`); `committed` is called with each round once it is on disk.
+    `join` finds the clients (None: `find_clients`); `committed` is called with each round once it is on disk;
+    `check_first` raises FederationError for a first adapter that no honest client sends.
     """
     discard_unfinished(job.run_folder)
     rounds = committed_rounds(job.run_folder)
@@ -71,7 +76,7 @@ def train_federation(
         raise FederationError("The privacy budget allows no round; raise epsilon_budget or noise_multiplier.")
     append_event(job.run_folder, "started", rounds=until, committed=max(0, len(rounds) - 1))
     nodes, examples = (join or find_clients)(grid, federation.clients)
-    last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0])
+    last = rounds[-1] if rounds else commit_first_adapter(grid, job, nodes[0], check_first)
     first = (rounds[0] if rounds else last).arrays() if federation.downlink_codec != "none" else {}
     while last.number < until:
         last = train_round(grid, job, last, first, nodes, examples)
@@ -123,7 +128,9 @@ def _ask_for_partitions(grid: Grid, node_ids: Sequence[int]) -> Iterator[Message
         yield from grid.send_and_receive(messages, timeout=_JOIN_SECONDS)
 
 
-def commit_first_adapter(grid: Grid, job: TrainingJob, node: int) -> CommittedRound:
+def commit_first_adapter(
+    grid: Grid, job: TrainingJob, node: int, check: Callable[[Arrays], None] | None = None
+) -> CommittedRound:
     """Commit the untrained adapter, as one client makes it from model, tuning and seed, as round 0."""
     content = RecordDict({"config": round_config(job, 0, 0.0)})
     [reply] = grid.send_and_receive([Message(content, dst_node_id=node, message_type="query.adapter")])
@@ -133,6 +140,8 @@ def commit_first_adapter(grid: Grid, job: TrainingJob, node: int) -> CommittedRo
         arrays = {name: claimed_array(array, name) for name, array in sorted(reply.content["arrays"].items())}
     except BadMessage as error:
         raise BadReply(f"The first adapter, as client 0 sent it, {error}; mend the client and run again.") from error
+    if check is not None:
+        check(arrays)
     return commit_untouched(job, arrays)
 
 

@@ -21,7 +21,7 @@ _KEPT = 4
 
 def residual_folder(folder: Path, run_id: str, partition: int) -> Path:
     """Where a client keeps its residuals of a run; raises StorageError for a run id that is no plain name."""
-    if not run_id or Path(run_id).name != run_id:
+    if run_id in {"", ".."} or Path(run_id).name != run_id:
         raise StorageError(f"{run_id!r:.80} is no run's name; ask whoever runs the server.")
     return folder / run_id / f"client-{partition:05d}"
 

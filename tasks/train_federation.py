@@ -165,6 +165,7 @@ class _JobState:
         self._clients: list[int] = []
         self._fractions: dict[int, float] = {}
         self._loss: float | None = None
+        self._epsilon: float | None = None
         self.loading_seconds = 0.0
 
     def take(self, event: dict[str, Any]) -> None:
@@ -180,7 +181,7 @@ class _JobState:
                 self.loading_seconds += event["seconds"]
             case "committed":
                 self._fractions = dict.fromkeys(self._clients, 1.0)
-                self._loss = event.get("loss")
+                self._loss, self._epsilon = event.get("loss"), event.get("epsilon")
 
     def done_total_note(self) -> tuple[float, float, str]:
         """Rounds done, with the share of the running one, of all rounds; and where the job is, in words."""
@@ -191,4 +192,5 @@ class _JobState:
         working = min(len(self._clients), 1 + sum(fraction >= 1 for fraction in self._fractions.values()))
         note = f"round {self._round} of {self._rounds}, client {working} of {len(self._clients)}"
         loss = "" if self._loss is None else f", loss {self._loss:.3f}"
-        return done, float(self._rounds), note + loss
+        spent = "" if self._epsilon is None else f", epsilon {self._epsilon:.3g} spent"
+        return done, float(self._rounds), note + loss + spent

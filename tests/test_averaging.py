@@ -17,7 +17,7 @@ PARTS = st.lists(st.tuples(st.lists(VALUES, min_size=3, max_size=3), st.integers
 
 
 def _mean(parts: list[tuple[list[float], int]]) -> np.ndarray:
-    mean = ExactMean()
+    mean = ExactMean(len(parts))
     for values, weight in parts:
         mean.add({"x": np.array(values, np.float32)}, weight)
     return mean.mean()["x"]
@@ -58,7 +58,7 @@ def test_the_weighted_mean_is_that_of_arrivals_one_by_one() -> None:
     draw = np.random.default_rng(0)
     parts = [{"x": draw.normal(size=(4, 5)).astype(np.float32)} for _ in range(9)]
     weights = [int(weight) for weight in draw.integers(1, 9999, 9)]
-    mean = ExactMean()
+    mean = ExactMean(9)
     for index in draw.permutation(9):
         mean.add(parts[index], weights[index])
     assert mean.mean()["x"].tobytes() == weighted_mean(parts, weights)["x"].tobytes()
@@ -69,7 +69,7 @@ def test_the_weighted_mean_is_that_of_arrivals_one_by_one() -> None:
     [([1e30, 0, 0], 1), ([np.nan, 0, 0], 1), ([np.inf, 0, 0], 1), ([1, 1, 1], 0), ([1, 1, 1], MOST_WEIGHT + 1)],
 )
 def test_what_cannot_be_added_exactly_is_refused_and_leaves_the_sum_as_it_was(values: list[float], weight: int) -> None:
-    mean = ExactMean()
+    mean = ExactMean(2)
     mean.add({"x": np.array([1, 2, 3], np.float32)}, 5)
     with pytest.raises(LearningError, match="cannot be added exactly"):
         mean.add({"x": np.array(values, np.float32)}, weight)
@@ -77,8 +77,20 @@ def test_what_cannot_be_added_exactly_is_refused_and_leaves_the_sum_as_it_was(va
     assert mean.mean()["x"].tolist() == [2, 2, 2]
 
 
+def test_a_huge_one_does_not_keep_others_from_being_added_whatever_the_order() -> None:
+    huge = {"x": np.array([2.0**41], np.float32)}
+    for others_first in (0, 1, 2):
+        mean = ExactMean(3)
+        for count in (others_first, 2 - others_first):
+            for _ in range(count):
+                mean.add({"x": np.array([1.0], np.float32)}, 5)
+            with pytest.raises(LearningError, match="as one of 3"):
+                mean.add(huge, 1)
+        assert mean.mean()["x"].tolist() == [1.0]
+
+
 def test_memory_does_not_grow_with_the_number_of_adapters() -> None:
-    size, mean, draw = 200_000, ExactMean(), np.random.default_rng(0)
+    size, mean, draw = 200_000, ExactMean(41), np.random.default_rng(0)
     mean.add({"x": draw.random(size, np.float32)}, 3)
     tracemalloc.start()
     try:

@@ -158,7 +158,7 @@ def test_values_that_cannot_work_are_told_in_one_line(values: dict[str, Any], to
         ({"noise": "central"}, {"kind": "full"}, {}, "not for tuning.kind=full"),
         ({"noise": "central"}, {"kind": "sb"}, {}, "one client's gradient"),
         ({"noise": "central"}, {}, {"strategy": "fedmedian"}, "no mean of clipped updates"),
-        ({"noise": "central"}, {}, {"norm_bound": 1.0}, "clipping bounds the norm already"),
+        ({"noise": "central"}, {}, {"norm_bound": 1.0}, "the server clips already"),
         ({"noise": "central", "delta": 0.02}, {}, {}, "give 0.002 or less"),
     ],
 )

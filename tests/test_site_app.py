@@ -15,7 +15,7 @@ from site_federations import NAMES, SiteGrid, federation_of, simulated_logs, tin
 
 from fl import client_app
 from fl.declared import ADAPTER, JUDGE, NUMBERS, TRAIN
-from fl.errors import FederationError, LinkLost, LostClients
+from fl.errors import BadReply, FederationError, LinkLost, LostClients
 from fl.federation import save_job
 from fl.link_app import run_rounds
 from fl.server_app import train_federation
@@ -339,6 +339,36 @@ def test_a_message_with_an_array_that_is_none_is_refused_and_the_site_goes_on(
     node = message.metadata.dst_node_id
     assert grid._reply(Message(content, dst_node_id=node, message_type=TRAIN)).error.reason == FAILED
     assert not grid._reply(message).has_error()
+
+
+@pytest.mark.parametrize("fault", ["", "name", "zeros", "base"])
+def test_bases_from_a_gradient_come_from_the_first_site_and_must_be_bases(
+    fault: str, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    tuning = {"kind": "sb", "rank": 2}
+    rules = tiny_rules(tiny_model, Layout(tmp_path / "link"), tuning=tuning, scoring={"scored_rounds": "last"})
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    honest = grid.send_and_receive
+
+    def sent(messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = honest(messages, timeout=timeout)
+        for reply in replies if replies[0].metadata.message_type == ADAPTER else []:
+            arrays = reply.content["arrays"]
+            place = {"zeros": "lora_R", "base": "lora_A", "name": "lora_B"}.get(fault, "none")
+            for name in [name for name in arrays if place in name][:1]:
+                changed = arrays[name].numpy() + np.float32(0.1)
+                arrays["more" if fault == "name" else name] = Array(changed)
+        return replies
+
+    grid.send_and_receive = sent  # type: ignore[method-assign]
+    if fault:
+        with pytest.raises(BadReply, match="mend the site that is number 0"):
+            run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+        assert committed_rounds(job.run_folder) == []
+        return
+    run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+    assert [each.metadata.dst_node_id for each in grid.asked if each.metadata.message_type == ADAPTER] == [101]
+    assert len(committed_rounds(job.run_folder)) == 3
 
 
 def test_a_reply_that_holds_more_than_was_asked_for_does_not_leave_the_site(
