@@ -25,6 +25,8 @@ from fl.federation import Federation, TrainingJob, draw_clients
 from fl.hyperparameters import Tuning
 from fl.server_app import train_federation
 from storage.adapters import committed_rounds
+from storage.errors import StorageError
+from storage.residuals import residual_folder
 
 CODECS = ("float32", "float16", "int8", "int4", "sign", "topk")
 KINDS = {
@@ -193,6 +195,13 @@ def test_a_client_that_lost_what_it_left_out_says_so(tmp_path: Path, tiny_model:
     shutil.rmtree(job.run_folder / "sites")
     with pytest.raises(LostClients, match=r"left out up to round 1 is not at .*bring it back"):
         _train(job)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", "/tmp"])
+def test_a_run_s_name_leads_to_no_other_folder(name: str, tmp_path: Path) -> None:
+    assert residual_folder(tmp_path, "run", 3).parent == tmp_path / "run"
+    with pytest.raises(StorageError, match="no run's name"):
+        residual_folder(tmp_path, name, 3)
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8", "int4"])

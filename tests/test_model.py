@@ -17,6 +17,7 @@ import torch
 
 from fl import model
 from fl.adapter import Tuning, adapter_arrays, attach_adapter
+from fl.costs import model_config
 from fl.errors import DeviceError, ModelError
 from fl.local_training import LocalTraining, train_locally
 from fl.model import EMBEDDED, load_model, prepare_model
@@ -143,6 +144,27 @@ def test_a_folder_without_a_model_and_an_unknown_quantization_are_named(tiny_mod
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_configuration_that_names_code_brings_none_and_asks_nobody(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of", "auto_map": names}))
+    ran = tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+
+    def asked(*_: object) -> str:
+        ran.touch()
+        return "y"
+
+    monkeypatch.setattr("builtins.input", asked)
+    for use in (load_model, model_config):
+        with pytest.raises(ModelError):
+            use(folder)
+    assert not ran.exists()
+
+
 def test_a_cuda_device_that_is_not_there_is_named(tiny_model: Path) -> None:
     with pytest.raises(DeviceError, match="No CUDA device"):
         load_model(tiny_model, device="cuda")
