@@ -17,9 +17,11 @@ from fl import client_app
 from fl.declared import ADAPTER, JUDGE, NUMBERS, TRAIN
 from fl.errors import BadReply, FederationError, LinkLost, LostClients
 from fl.federation import save_job
+from fl.link import RunState
 from fl.link_app import run_rounds
 from fl.server_app import train_federation
 from fl.site_app import FAILED, REFUSED
+from flows.link import LinkRun, LinkSettings
 from flows.site import run_site
 from flows.site_member import SiteSettings
 from flows.site_rules import SiteRules
@@ -28,7 +30,7 @@ from storage.certificates import issue
 from storage.consent import read_consent
 from storage.detection import DetectConfig
 from storage.errors import DataError
-from storage.events import read_events
+from storage.events import append_event, read_events
 from storage.judging import Judge
 from storage.layout import Layout
 from storage.log_inputs import Piece
@@ -449,6 +451,31 @@ def test_rounds_begin_with_as_many_sites_as_they_need_and_others_take_part_once_
     events = read_events(job.run_folder)[0]
     assert [event["clients"] for event in events if event["event"] == "committed"] == [2, 3]
     assert [event["sites"] for event in events if event["event"] == "without"] == [["south"]]
+
+
+def test_a_link_gives_up_a_round_that_goes_on_for_longer_than_its_patience(
+    rules: SiteRules, tiny_model: Path, tmp_path: Path
+) -> None:
+    class Running:
+        """A link whose run never ends."""
+
+        def state(self, number: int) -> RunState:
+            return RunState("running", "", "")
+
+    issue(tmp_path / "certs", list(NAMES))
+    settings = LinkSettings(certs=tmp_path / "certs" / "link", patience=60.0)
+    run = LinkRun(rules, settings, Layout(tmp_path / "home"), print, tiny_model)
+    run.folder.mkdir(parents=True)
+    run._flower_run = 1
+    append_event(run.folder, "round", round=3, clients=[0, 2], learning_rate=1e-3)
+    run._begun -= 50
+    assert not run._step(Running())  # type: ignore[arg-type]
+    run._begun -= 20
+    append_event(run.folder, "judged", round=2, sites=3)
+    assert not run._step(Running())  # type: ignore[arg-type]
+    run._begun -= 70
+    with pytest.raises(LostClients, match="No new round for 60 seconds; the last news: round 2: judged by 3 sites"):
+        run._step(Running())  # type: ignore[arg-type]
 
 
 def test_an_error_at_a_site_leaves_it_without_its_words(
