@@ -36,7 +36,7 @@ TYPES = ("bfloat16", "float16", "float32")
 WAYS = ("padded", "plain", "alone", "together", "split")
 _PLAIN = {"padded", "plain"}
 _ON_CUDA = ("float32:padded", "bfloat16:plain", "bfloat16:alone", "bfloat16:together", "bfloat16:split")
-_ON_CPU = ("float32:plain", "float32:alone", "float32:together")
+_ON_CPU = ("float32:padded", "float32:alone", "float32:together")
 _SAMPLES = {"cuda": (1000, 1000, 1000), "cpu": (1000, 200, 30)}
 """Windows of the smallest, the middle and the largest shape."""
 
