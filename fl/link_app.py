@@ -160,7 +160,7 @@ class Admission:
         """Ask those that have come since, and hear who has answered."""
         self._hear()
         asked = set(self._open.values())
-        come = [node for node in self._grid.get_node_ids() if self._partitions.get(node) is not None]
+        come = [node for node in self._grid.get_node_ids() if node in self._partitions]
         waiting = [node for node in come if self._partitions[node] not in {*asked, *self.examples}]
         if waiting:
             messages = [self._question(self._partitions[node], node) for node in waiting]

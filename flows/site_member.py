@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl.errors import FederationError, LearningError
 from flows.site_rules import SiteRules, differing, read_rules
-from storage.answered_rounds import answered_rounds, note_round
+from storage.answered_rounds import answered_rounds, keep_answered_rounds
 from storage.certificates import CA
 from storage.consent import Consent, changes, read_consent, rules_hash, write_consent
 from storage.errors import DataError
@@ -223,14 +223,15 @@ class SiteMember:
             return
         folder = residual_folder(self._residuals, member.rules.run_id, member.number)
         answered = answered_rounds(folder)
-        request = hashlib.sha256(f"{json.dumps(dict(config), sort_keys=True)} {adapter_hash(received)}".encode())
-        if answered.setdefault(number, request.hexdigest()) != request.hexdigest():
+        asked = f"{json.dumps(dict(config), sort_keys=True)} {adapter_hash(received)}"
+        request = hashlib.sha256(asked.encode()).hexdigest()
+        if answered.get(number, request) != request:
             raise NotAgreed(
                 f"The link asks for round {number} again, but not for the same: two answers with noise of their own "
                 "tell more than one; nothing was done."
             )
-        noise_key(folder, is_begun=bool(answered_rounds(folder)))
-        note_round(folder, number, request.hexdigest())
+        noise_key(folder, is_begun=bool(answered))
+        keep_answered_rounds(folder, answered | {number: request})
 
     def sends(self, kind: str, number: int) -> "Arrays":
         """Arrays of the names, shapes and types that a reply of this kind holds in a round."""

@@ -5,6 +5,7 @@ The noise of several answers to one round would average away, and with it what w
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from storage.disks import unwritten
@@ -24,16 +25,16 @@ def answered_rounds(folder: Path) -> dict[int, str]:
         raise StorageError(f"{path} cannot be read: which rounds were answered is not known; bring it back.") from error
 
 
-def note_round(folder: Path, number: int, request: str) -> None:
-    """Keep, on the disk when this returns, that a round is answered."""
+def keep_answered_rounds(folder: Path, answered: Mapping[int, str]) -> None:
+    """Keep which rounds are answered; it is on the disk when this returns."""
     path = folder / _FILE
     part = path.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with part.open("w") as file:
-            json.dump(answered_rounds(folder) | {number: request}, file)
+            json.dump(answered, file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise unwritten(error, f"that round {number} is answered was not kept at {path}") from error
+        raise unwritten(error, f"which rounds are answered was not kept at {path}") from error
