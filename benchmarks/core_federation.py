@@ -53,7 +53,7 @@ class CoreFederation:
         self._tuning, self._federation = tuning, federation
         self._training = replace(training, **federation.client_options)
         self.model: Any = attach_adapter(loaded, tuning, federation.seed)
-        if tuning.kind == "sb" and tuning.bases == "gradient":
+        if tuning.takes_gradient:
             windows = shares[draw_clients(federation, 1)[0]]
             set_gradient_bases(self.model, loaded, windows, training, federation.seed)
         self._first = adapter_arrays(self.model)

@@ -36,7 +36,7 @@ def attach_adapter(loaded: LoadedModel, tuning: Tuning, seed: int) -> torch.nn.M
     _detach(loaded.model)
     if tuning.kind == "full" and loaded.quantization != "none":
         raise ModelError("Full fine-tuning needs unquantized weights; use quantization=none, or tuning.kind=lora.")
-    if tuning.kind == "sb" and tuning.bases == "gradient" and loaded.quantization != "none":
+    if tuning.takes_gradient and loaded.quantization != "none":
         raise ModelError("Bases from a gradient need unquantized weights; use quantization=none, or bases=weights.")
     if not tuning.has_rank:
         for parameter in loaded.model.parameters():
@@ -76,7 +76,7 @@ def _choose_trained(adapted: torch.nn.Module, tuning: Tuning, seed: int) -> None
     for name, parameter in adapted.named_parameters():
         if "lora_" in name and tuning.kind == "ffa":
             parameter.requires_grad_("lora_A" not in name)
-        is_base = "lora_" in name and tuning.kind == "sb" and tuning.bases == "gradient"
+        is_base = "lora_" in name and tuning.takes_gradient
         parameter.carried = is_base or (tuning.kind == "rolora" and parameter.requires_grad)  # type: ignore[attr-defined]
 
 

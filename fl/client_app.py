@@ -97,7 +97,7 @@ def first_adapter(message: Message, context: Context) -> Message:
     _model.cache_clear()
     tuning = _tuning(config)
     loaded, model, _ = _ready_model(site, config)
-    if tuning.kind == "sb" and tuning.bases == "gradient":
+    if tuning.takes_gradient:
         set_gradient_bases(model, loaded, read_share(site), _training(config), int(config["seed"]))
     return Message(RecordDict({"arrays": _record(adapter_arrays(model))}), reply_to=message)
 

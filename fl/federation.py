@@ -209,7 +209,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def check_downlink(tuning: Tuning, federation: Federation) -> None:
     """Raise FederationError where the download is to be coded but clients cannot make the first adapter themselves."""
-    if federation.downlink_codec != "none" and tuning.kind == "sb" and tuning.bases == "gradient":
+    if federation.downlink_codec != "none" and tuning.takes_gradient:
         raise FederationError(
             "federation: downlink_codec needs a first adapter that each client can make, and tuning.bases=gradient "
             "comes from one client's windows; use downlink_codec=none, or bases=weights."
@@ -230,7 +230,7 @@ def check_privacy(privacy: Privacy, tuning: Tuning, federation: Federation) -> N
         ),
         (
             "privacy: tuning.bases=gradient sends one client's gradient to all; use bases=weights or random",
-            privacy.is_on and tuning.kind == "sb" and tuning.bases == "gradient",
+            privacy.is_on and tuning.takes_gradient,
         ),
         (
             f"privacy: strategy {federation.strategy} is no mean of clipped updates; use one of {_listed(MEANS)}",

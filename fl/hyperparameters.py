@@ -48,6 +48,11 @@ class Tuning:
         return self.alpha if self.alpha is not None else 2 * self.rank
 
     @property
+    def takes_gradient(self) -> bool:
+        """Whether the frozen bases are taken from a gradient, one client's, and so travel with the adapter."""
+        return self.kind == "sb" and self.bases == "gradient"
+
+    @property
     def has_rank(self) -> bool:
         """Whether there are low-rank matrices at all."""
         return self.kind not in {"full", "none"}

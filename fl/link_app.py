@@ -66,7 +66,7 @@ def run_rounds(grid: Grid, job: TrainingJob, federation: FederationOfSites) -> N
         append_event(job.run_folder, "finished", rounds=rounds[-1].number)
         dismiss_sites(grid, federation)
         return
-    if not rounds and not (job.tuning.kind == "sb" and job.tuning.bases == "gradient"):
+    if not rounds and not job.tuning.takes_gradient:
         commit_untouched(job, _first_adapter(job, federation))
     admission = Admission(grid, job, federation)
 

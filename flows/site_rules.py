@@ -95,11 +95,6 @@ class SiteRules(BaseModel):
         """The name of the one run that has these rules."""
         return f"{self.preset}-sites-{self.sha256[:8]}"
 
-    @property
-    def shares_bases(self) -> bool:
-        """Whether the first adapter holds bases that a site takes from a gradient of its own windows."""
-        return self.tuning.kind == "sb" and self.tuning.bases == "gradient"
-
     def ask(self, kind: str, number: int, rate: float, *, last: bool) -> bool:
         """Whether a request of this kind belongs to a round, at a learning rate; `last` asks for alerts as well."""
         until = affordable_rounds(self.privacy, self.federation)
@@ -109,7 +104,7 @@ class SiteRules(BaseModel):
         if kind == JUDGE:
             is_due = is_judged_after(self.judged_rounds, number, until)
             return is_due and 1 <= number <= until and rate == 0 and last == (number == until)
-        return kind == ADAPTER and self.shares_bases and number == 0 and rate == 0
+        return kind == ADAPTER and self.tuning.takes_gradient and number == 0 and rate == 0
 
     def job(self, run_id: str, run_folder: Path) -> TrainingJob:
         """The server's job; what belongs to the sites' machines is not in it."""

@@ -39,7 +39,7 @@ def show_rules(rules: SiteRules, digest: str, changed: Sequence[str], number: in
     for name, words in derived_of(rules.federation, rules.privacy).items():
         page.print(f"  {name:<17} {words}", soft_wrap=True)
     page.print("\nWhat leaves the site, and nothing else:")
-    if rules.shares_bases:
+    if rules.tuning.takes_gradient:
         page.print(f"  {_BASES}")
     for kind, title in _REPLIES.items():
         page.print(f"  {title}:")

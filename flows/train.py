@@ -51,8 +51,7 @@ def with_trainable_weights(config: RunConfig) -> tuple[RunConfig, dict[str, str]
     What is given stands. Without a GPU `auto` means plain weights already, and stays: stages are found by it.
     """
     tuning = config.tuning
-    needs = {"full": "full fine-tuning", "sb": "bases from a gradient" if tuning.bases == "gradient" else ""}
-    needing = needs.get(tuning.kind)
+    needing = "full fine-tuning" if tuning.kind == "full" else "bases from a gradient" if tuning.takes_gradient else ""
     if not needing or config.model.quantization != "auto" or not _on_gpu(config.model.device):
         return config, {}
     model = config.model.model_copy(update={"quantization": "none"})
