@@ -39,12 +39,15 @@ def _parsed(lines: list[str], notation: str) -> list[dict[str, str] | None]:
     return [None if row[form.fields[0]] is None else row for row in table.iter_rows(named=True)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     lines=st.lists(st.text(st.sampled_from("ab:]|[ \t-é5"), max_size=16), max_size=8),
     notation=st.sampled_from(
         [
             "<A> <B>: <Content>",
+            "<A> <B>  <Content>",
+            "<A> <B>]: <Content>",
+            "<A>:: <B> <Content>",
             "<A> [<B>] <Content>",
             "<A>|<B>|<Content>",
             "[<A>] <Content>]",
