@@ -1,7 +1,8 @@
 """A proxy between sites and their link that ends TLS on both sides and keeps every byte that a site sends.
 
 It has the link's certificate, as only the link has: this is the view of whoever holds the link's key. What was kept is
-read back frame by frame (HTTP/2, RFC 9113) into gRPC requests, so that nothing that was sent is left unread.
+read back frame by frame (HTTP/2, RFC 9113) into gRPC requests, or line by line (HTTP/1.1, RFC 9112) where the site
+asked for the base model, so that nothing that was sent is left unread.
 """
 
 import contextlib
@@ -44,15 +45,15 @@ class Request:
 
 
 class RecordingProxy:
-    """Listens at an address of its own; `sent[host]` are the bytes of each connection from there, TLS taken off."""
+    """Listens at an address of its own; `connections`: from where, and the bytes sent from there, TLS taken off."""
 
-    def __init__(self, certs: Path, link: tuple[str, int], host: str = "127.0.0.1") -> None:
+    def __init__(self, certs: Path, link: tuple[str, int], host: str = "127.0.0.1", port: int = 0) -> None:
         self._link, self._certs = link, certs
         self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server.load_cert_chain(certs / "server.crt", certs / "server.key")
         self._server.set_alpn_protocols(["h2"])
         self.connections: list[tuple[str, bytearray]] = []
-        self._socket = socket.create_server((host, 0))
+        self._socket = socket.create_server((host, port))
         self.port = self._socket.getsockname()[1]
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -69,7 +70,8 @@ class RecordingProxy:
         with contextlib.suppress(OSError):
             client = self._server.wrap_socket(plain, server_side=True)
             context = ssl.create_default_context(cafile=str(self._certs / "ca.crt"))
-            context.set_alpn_protocols(["h2"])
+            if client.selected_alpn_protocol():
+                context.set_alpn_protocols(["h2"])
             link = context.wrap_socket(socket.create_connection(self._link), server_hostname="localhost")
             kept = bytearray()
             self.connections.append((host, kept))
@@ -86,6 +88,17 @@ class RecordingProxy:
     def requests(self) -> list[Request]:
         """Everything that was sent, read as gRPC requests."""
         return [request for _, kept in self.connections for request in read_requests(bytes(kept))]
+
+
+def read_fetches(data: bytes) -> list[tuple[str, dict[str, str]]]:
+    """Request line and headers of each request of one connection's bytes; a body would be taken for a request line."""
+    fetches = []
+    while data:
+        head, end, data = data.partition(b"\r\n\r\n")
+        assert end, head
+        line, *headers = head.decode("ascii").split("\r\n")
+        fetches.append((line, dict(header.split(": ", 1) for header in headers)))
+    return fetches
 
 
 def _pump(client: ssl.SSLSocket, link: ssl.SSLSocket, kept: bytearray) -> None:

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.proto import appio_pb2, fleet_pb2, heartbeat_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from recording_proxy import RecordingProxy, Request
+from recording_proxy import RecordingProxy, Request, read_fetches
 from site_federations import NAMES, gathered_shares, real_logs
 from site_processes import Programs, free_ports, left_over, places, wait_until
 
@@ -61,6 +61,8 @@ class Ran:
     logs: list[Path]
     model: Path
     requests: list[Request]
+    fetches: list[tuple[str, dict[str, str]]]
+    """Requests for the base model: request line and headers."""
     hosts: set[str]
     own_networks: bool
     said: dict[str, str]
@@ -77,29 +79,38 @@ class Ran:
 def ran(hdfs_archive: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("federation")
     logs = real_logs(hdfs_archive, 240, folder)
-    ports, programs, homes = free_ports(3), Programs(folder), folder / "homes"
+    ports, programs, homes = free_ports(4), Programs(folder), folder / "homes"
+    certs = folder / "certs" / "link"
+    settings = ["hdfs-2pct", f"model.name={tiny_model}", *SETTINGS, "--model-port", str(ports[3])]
     with places(len(NAMES)) as found:
         issue(folder / "certs", NAMES, [place.link_host for place in found])
-        rules = agreed_rules(tiny_model, Layout(folder / "rules"), folder / "certs")
-        proxy = RecordingProxy(folder / "certs" / "link", ("127.0.0.1", ports[0]), "0.0.0.0")
+        rules = agreed_rules(tiny_model, Layout(folder / "rules"), folder / "certs", ports[3])
+        proxy = RecordingProxy(certs, ("127.0.0.1", ports[0]), "0.0.0.0")
+        # The rules name the model's port, so these listen at the link's, each at a site's way to it.
+        model_proxies = [RecordingProxy(certs, ("127.0.0.1", ports[3]), each.link_host, ports[3]) for each in found]
         try:
-            link = programs.link(
-                homes / "link", folder / "certs" / "link", ports, ["hdfs-2pct", f"model.name={tiny_model}", *SETTINGS]
-            )
+            link = programs.link(homes / "link", certs, ports, settings)
             for name, log, place in zip(NAMES, logs, found, strict=True):
                 address = f"{place.link_host}:{proxy.port}"
-                certs = folder / "certs" / "sites" / name
-                programs.site(homes / name, log, certs, address, tiny_model, "--accept", rules.sha256, place=place)
+                site_certs = folder / "certs" / "sites" / name
+                # The last one has no model and gets it from the link.
+                model = None if name == NAMES[2] else tiny_model
+                programs.site(homes / name, log, site_certs, address, model, "--accept", rules.sha256, place=place)
             wait_until(lambda: all(each.process.poll() is not None for each in programs.started), programs, 900)
             assert [each.process.returncode for each in programs.started] == [0] * 4, link.text
             assert left_over(homes / "link") == []
             [run] = (homes / "link" / "runs").iterdir()
             said = {name: each.text for name, each in zip(("link", *NAMES), programs.started, strict=True)}
             hosts = {host for host, _ in proxy.connections}
-            yield Ran(rules, run, homes, logs, tiny_model, proxy.requests(), hosts, bool(found[0].prefix), said)
+            fetches = [
+                fetch for each in model_proxies for _, kept in each.connections for fetch in read_fetches(bytes(kept))
+            ]
+            networks = bool(found[0].prefix)
+            yield Ran(rules, run, homes, logs, tiny_model, proxy.requests(), fetches, hosts, networks, said)
         finally:
             programs.end()
-            proxy.close()
+            for each in (proxy, *model_proxies):
+                each.close()
 
 
 def test_the_sites_end_with_the_bytes_of_the_simulation(ran: Ran, tmp_path: Path) -> None:
@@ -162,6 +173,21 @@ def test_a_site_makes_only_the_calls_it_needs_and_never_asks_for_a_bundle(ran: R
         "flwr-package-version",
         "flwr-component-name",
     }, headers
+
+
+def test_a_site_that_is_given_the_model_sends_only_the_names_of_its_files(ran: Ran) -> None:
+    given = {path.name for path in ran.model.iterdir()}
+    lines = [line.split(" ") for line, _ in ran.fetches]
+    assert {(method, version) for method, _, version in lines} == {("GET", "HTTP/1.1")}
+    assert lines[0][1] == "/files.json"
+    asked = {path.removeprefix("/") for _, path, _ in lines[1:]}
+    assert asked <= given
+    assert "model.safetensors" in asked
+    headers = {name for _, each in ran.fetches for name in each}
+    assert headers <= {"Host", "User-Agent", "Accept-Encoding", "Connection"}, headers
+    assert {each["User-Agent"] for _, each in ran.fetches} == {"atalaia"}
+    lines_of = {name: (ran.site(name) / "ledger.jsonl").read_text() for name in NAMES}
+    assert [name for name in NAMES if '"fetch"' in lines_of[name]] == [NAMES[2]]
 
 
 def test_every_byte_of_every_reply_is_an_adapter_or_a_declared_number(ran: Ran) -> None:
