@@ -47,12 +47,47 @@ class Cell:
         return command_of(self.config)
 
 
+def _shared(clients: int, rule: Mapping[str, Value]) -> dict[str, Value]:
+    """So many clients, two of whom train two steps in a round."""
+    return {"federation.clients": clients, "federation.fraction": 2 / clients, **rule}
+
+
+def _alone(share: int, rule: Mapping[str, Value]) -> dict[str, Value]:
+    """One of ten clients, which trains as many steps by itself."""
+    return {**_ONE, **rule, "partition.only": share, "partition.of": 10}
+
+
+_ONE: dict[str, Value] = {"federation.clients": 1, "federation.fraction": 1.0, "training.steps": 4}
+_ALIKE: dict[str, Value] = {"partition.kind": "iid"}
+_BY_KIND: dict[str, Value] = {"partition.kind": "dirichlet", "partition.concentration": 0.1}
+_BY_TIME: dict[str, Value] = {"partition.kind": "time"}
+_SITES: dict[str, dict[str, Value]] = {
+    "centralized": _ONE,
+    **{f"{clients} alike": _shared(clients, _ALIKE) for clients in (2, 10, 50)},
+    **{f"{clients} by kind": _shared(clients, _BY_KIND) for clients in (2, 10, 50)},
+    **{f"{clients} by time": _shared(clients, _BY_TIME) for clients in (2, 10, 50)},
+    **{f"alone by kind {share}": _alone(share, _BY_KIND) for share in (0, 5)},
+    **{f"alone by time {share}": _alone(share, _BY_TIME) for share in (0, 9)},
+}
+"""Sites that differ, between one that has all logs and sites that train alone; the same steps in all."""
+
 _TUNINGS: dict[str, dict[str, Value]] = {
     "PT": {"tuning.kind": "none"},
     **{f"R={rank}": {"tuning.rank": rank} for rank in (2, 8, 32, 128)},
     "FFT": {"tuning.kind": "full"},
 }
 """The paper's: untouched, LoRA of four ranks, and full fine-tuning (section 4.2)."""
+
+_SMALL: dict[str, Value] = {
+    "dataset.limit": 1500,
+    "split.train": 0.65,
+    "split.validation": 0.05,
+    "federation.rounds": 3,
+    "training.steps": 2,
+    "training.batch_size": 4,
+    "scoring.scored_rounds": "last",
+    "baselines.methods": [],
+}
 
 GRIDS: dict[str, Grid] = {
     # Figures 3 to 5 and Table 2: three sizes of SmolLM, every tuning, 50 rounds each; for GPUs.
@@ -69,25 +104,17 @@ GRIDS: dict[str, Grid] = {
     # slow cores; a minute goes to everything else.
     "small": Grid(
         preset="hdfs-2pct",
-        settings={
-            "dataset.limit": 1500,
-            "split.train": 0.65,
-            "split.validation": 0.05,
-            "federation.rounds": 3,
-            "training.steps": 2,
-            "training.batch_size": 4,
-            "scoring.scored_rounds": "last",
-            "baselines.methods": [],
-        },
+        settings=_SMALL,
         axes={
             # All weights at the adapters' rate diverge within a few steps; this is a usual rate for all weights.
             "tuning": {**_TUNINGS, "FFT": {**_TUNINGS["FFT"], "learning_rate_max": 2e-4, "learning_rate_min": 2e-5}},
             SEED: [0, 1],
         },
     ),
+    "sites": Grid(preset="hdfs-2pct", settings=_SMALL, axes={"sites": _SITES, SEED: [0]}),
 }
 """`paper`: 54 cells for GPUs; `small`: 12 cells within 90 minutes on two cores, `atalaia sweep small
-source=HDFS_1.tar.gz`."""
+source=HDFS_1.tar.gz`; `sites`: 14 more like them, of sites that differ."""
 
 
 def read_grid(name: str) -> Grid:

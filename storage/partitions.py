@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage.errors import DataError
 from storage.progress import Progress, silent
@@ -31,14 +31,37 @@ class PartitionRule(BaseModel):
     """`dirichlet` only: alpha of the distribution; the smaller, the more clients differ."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw of `iid` and `dirichlet`."""
+    only: int | None = Field(default=None, ge=0)
+    """Local training alone: the one client (`clients=1 fraction=1`) has this share of `of`, and the others' windows are
+    not trained on. Rules and baselines of the report still see them."""
+    of: int | None = Field(default=None, ge=2)
+    """With `only`: how many shares are dealt."""
+
+    @model_validator(mode="after")
+    def _one_share_has_one_client(self) -> "PartitionRule":
+        if (self.only is None) != (self.of is None):
+            raise ValueError("only and of go together: the share to train on, and how many are dealt")
+        if self.only is not None and self.of is not None:
+            if self.only >= self.of:
+                raise ValueError(f"share {self.only} is not among {self.of}, which are numbered from 0")
+            if self.clients != 1:
+                raise ValueError(f"one share has one client, not {self.clients}: give clients=1 fraction=1")
+        return self
 
 
 def partition_windows(windows: pl.DataFrame, rule: PartitionRule) -> pl.DataFrame:
     """The partition of each window: window_id, partition; sorted by window. No partition is empty.
 
     Needs window_id; `dirichlet` also message_ids, `time` first_time, `site` site. Sizes of `iid` and `time` differ by
-    at most one. Raises DataError where there are more clients than windows, or than sites.
+    at most one. With `only` the windows of that share alone. Raises DataError where there are more clients (or shares)
+    than windows, or than sites.
     """
+    if rule.only is not None and rule.of is not None:
+        if rule.of > len(windows):
+            raise DataError(f"{len(windows)} training windows make no {rule.of} shares; set partition.of to fewer.")
+        dealt = partition_windows(windows, rule.model_copy(update={"clients": rule.of, "only": None, "of": None}))
+        mine = dealt.filter(pl.col("partition") == rule.only)
+        return mine.with_columns(partition=pl.lit(0, pl.UInt32))
     count = len(windows)
     if rule.clients > count:
         raise DataError(

@@ -30,6 +30,19 @@ def test_cells_of_one_group_differ_in_their_seed_alone() -> None:
     assert same[0] == same[1]
 
 
+def test_sites_that_differ_train_as_many_steps_as_one_that_has_all_and_one_that_is_alone() -> None:
+    cells = {cell.group: cell.config for cell in cells_of(GRIDS["sites"], [])}
+    assert len(cells) == 14
+    steps = {config.training.steps * config.federation.clients_per_round for config in cells.values()}
+    assert steps == {4}
+    assert {config.partition.clients for config in cells.values()} == {1, 2, 10, 50}
+    alone = [config.partition for config in cells.values() if config.partition.only is not None]
+    dealt = {(rule.kind, rule.only, rule.of) for rule in alone}
+    assert dealt == {("dirichlet", 0, 10), ("dirichlet", 5, 10), ("time", 0, 10), ("time", 9, 10)}
+    ten = cells["10 by kind"].partition
+    assert {rule.concentration for rule in alone if rule.kind == "dirichlet"} == {ten.concentration}
+
+
 def test_a_setting_holds_for_all_cells_and_one_that_names_an_axis_takes_some_of_its_places() -> None:
     cells = cells_of(GRIDS["small"], ["tuning=R=8,FFT", "seed=7", "rounds=2"])
     assert [cell.name for cell in cells] == ["R=8, seed 7", "FFT, seed 7"]

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from storage.errors import DataError
 from storage.partitions import PartitionRule, partition_windows, share_file, write_shares
@@ -52,6 +53,43 @@ def test_more_clients_than_windows_is_one_clear_line() -> None:
     with pytest.raises(DataError, match="set clients to 3 at most") as told:
         partition_windows(ids(3), PartitionRule(clients=4))
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "time"])
+def test_a_share_alone_is_the_one_that_a_client_of_many_has(kind: str) -> None:
+    windows = ids(60).with_columns(
+        message_ids=pl.Series([[number % 4] for number in range(60)]),
+        first_time=pl.Series([datetime(2024, 1, 1) + timedelta(seconds=number) for number in range(60)]),
+    )
+    all_shares = partition_windows(windows, PartitionRule(kind=kind, clients=6, seed=2))
+    alone = [
+        partition_windows(windows, PartitionRule(kind=kind, clients=1, seed=2, only=share, of=6)) for share in range(6)
+    ]
+    for share, found in enumerate(alone):
+        expected = all_shares.filter(pl.col("partition") == share)["window_id"].to_list()
+        assert found["window_id"].to_list() == expected
+        assert found.schema == all_shares.schema
+        assert set(found["partition"]) == {0}
+    assert sum(map(len, alone)) == 60
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"only": 3, "of": 3}, "share 3 is not among 3"),
+        ({"only": 0}, "go together"),
+        ({"of": 3}, "go together"),
+        ({"only": 0, "of": 3, "clients": 3}, "one client, not 3"),
+    ],
+)
+def test_a_share_alone_that_cannot_be_is_refused(given: dict[str, int], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        PartitionRule.model_validate({"clients": 1} | given)
+
+
+def test_more_shares_than_windows_is_one_clear_line() -> None:
+    with pytest.raises(DataError, match=r"^3 training windows make no 4 shares; set partition\.of to fewer\.$"):
+        partition_windows(ids(3), PartitionRule(clients=1, only=0, of=4))
 
 
 @pytest.fixture
