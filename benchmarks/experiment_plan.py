@@ -134,14 +134,18 @@ def plan() -> list[Experiment]:
         replace(long, name=f"seed {seed}", keep=False, federation=replace(long.federation, seed=seed))
         for seed in (1, 2)
     ]
+    untouched = replace(
+        long, name="untouched", tuning=Tuning(kind="none"), federation=replace(long.federation, rounds=0)
+    )
     return [
         long,
-        replace(long, name="untouched", tuning=Tuning(kind="none"), federation=replace(long.federation, rounds=0)),
+        untouched,
         Experiment("unstable", adapter_of="headline", tests=_changed("hdfs")),
         replace(long, name="large", split="large"),
         bgl,
         Experiment("hdfs to bgl", adapter_of="headline", tests=(Test("bgl"),)),
         Experiment("bgl to hdfs", adapter_of="bgl", tests=(Test("hdfs"),)),
+        replace(untouched, name="bgl untouched", corpus="bgl", keep=False),
         *sent[:5],
         *(Experiment(f"few {count}", split=f"few-{count}") for count in FEW),
         *(Experiment(f"contaminated {share}", split=f"contaminated-{share}") for share in CONTAMINATIONS),
