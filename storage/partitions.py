@@ -33,7 +33,7 @@ class PartitionRule(BaseModel):
     """Seed of the draw of `iid` and `dirichlet`."""
     only: int | None = Field(default=None, ge=0)
     """Local training alone: the one client (`clients=1 fraction=1`) has this share of `of`, and the others' windows are
-    not trained on. Rules and baselines of the report still see them."""
+    not trained on. The simple rules still see them, and never-seen windows are those that no share has."""
     of: int | None = Field(default=None, ge=2)
     """With `only`: how many shares are dealt."""
 
