@@ -61,7 +61,7 @@ class LogFormat(BaseModel):
     @property
     def has_literal_digits(self) -> bool:
         """Whether the text between the fields holds digits, so that a line's form depends on its digits."""
-        return any(character.isdigit() for character in "".join(_FIELD.split(self.notation)[0::2]))
+        return any(character.isdigit() for character in "".join(self._between))
 
     def pattern(self, wanted: Sequence[str]) -> str:
         """The regular expression that the notation stands for: each field as short as possible, from left to right."""
@@ -93,13 +93,14 @@ class LogFormat(BaseModel):
 
     def parse(self, lines: pl.Series, wanted: Sequence[str]) -> pl.DataFrame:
         """The wanted fields of every line, one column each; null where a line is blank or does not have this form."""
-        if not "".join(_FIELD.split(self.notation)[0::2]).strip(" \t"):
+        if not "".join(self._between).strip(" \t"):
             lines = lines.set(~lines.str.contains("[^ \\t]"), None)
-        ways: list[_Way] = [lambda left: _groups(left, self.pattern(wanted))]
-        if quick := self.quick_pattern(wanted):
-            ways.insert(0, lambda left: _groups(left, quick))
+        ways: list[_Way] = []
         if self._ends:
-            ways.insert(0, lambda left: self._words(left, wanted))
+            ways.append(lambda left: self._words(left, wanted))
+        if quick := self.quick_pattern(wanted):
+            ways.append(lambda left: _groups(left, quick))
+        ways.append(lambda left: _groups(left, self.pattern(wanted)))
         found = ways[0](lines)
         for way in ways[1:]:
             missed = (found[wanted[0]].is_null() & lines.is_not_null()).arg_true()
@@ -110,9 +111,14 @@ class LogFormat(BaseModel):
         return found
 
     @cached_property
+    def _between(self) -> tuple[str, ...]:
+        """The text before the first field, between the fields, and after the last."""
+        return tuple(_FIELD.split(self.notation)[0::2])
+
+    @cached_property
     def _ends(self) -> tuple[str, ...]:
         """What each field but the last ends with before the blanks that part it from the next; () where others do."""
-        first, *between, last = _FIELD.split(self.notation)[0::2]
+        first, *between, last = self._between
         ends = tuple(text.rstrip(" \t") for text in between)
         parted = all(text != end and not _BLANKS.search(end) for text, end in zip(between, ends, strict=True))
         return ends if parted and not first and not last else ()
@@ -125,14 +131,14 @@ class LogFormat(BaseModel):
         """
         words = lines.str.splitn(" ", len(self.fields)).struct.unnest()
         words.columns = self.fields
+        ends = dict(zip(self.fields, self._ends, strict=False))
         last = pl.col(self.fields[-1])
         reads = [pl.lit(~lines.str.contains("\t", literal=True)), last.str.len_bytes() > 0, ~last.str.starts_with(" ")]
-        for field, end in zip(self.fields, self._ends, strict=False):
+        for field, end in ends.items():
             word = pl.col(field)
             reads.append(word.str.len_bytes() > len(end.encode()))
             if end:
                 reads += [word.str.ends_with(end), word.str.count_matches(end[0], literal=True) == end.count(end[0])]
-        ends = dict(zip(self.fields, self._ends, strict=False))
         return words.with_columns(pl.all_horizontal(reads).alias("/reads")).select(
             pl.when("/reads").then(pl.col(field).str.strip_suffix(ends.get(field, ""))) for field in wanted
         )
