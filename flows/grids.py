@@ -88,6 +88,7 @@ _SMALL: dict[str, Value] = {
     "scoring.scored_rounds": "last",
     "baselines.methods": [],
 }
+"""What the grids for two cores have in common."""
 
 GRIDS: dict[str, Grid] = {
     # Figures 3 to 5 and Table 2: three sizes of SmolLM, every tuning, 50 rounds each; for GPUs.
