@@ -13,8 +13,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Few and small steps at a high rate: what two cores train and score in some minutes.
     "demo": {
         "dataset": {"name": "hdfs-sim", "blocks": 600},
+        "tokens": {"field": "#"},
         "split": {"train": 0.45, "calibration": 0.15, "validation": 0.1, "test": 0.3},
-        "federation": {"clients": 4, "fraction": 0.5, "rounds": 3},
+        "federation": {"clients": 4, "fraction": 0.5, "rounds": 4},
         "training": {
             "steps": 2,
             "batch_size": 4,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from storage.errors import SourceError
+from storage.rewording import FIELD
 
 CHECKED_SEQUENCES = 4000
 """Distinct sequences whose composed tokens are held against those of the joined text; all, where there are no more."""
@@ -33,6 +34,13 @@ class TokenRule(BaseModel):
     """Text between messages; the paper writes `;-;`, its code puts blanks around it."""
     max_tokens: int = Field(default=1024, gt=0)
     """Tokens at which a window is cut off (1024 in the reference code); cut windows are counted."""
+    field: str = Field(default=FIELD, min_length=1, max_length=16)
+    """What the model reads where the masks wrote `<*>`. That is three tokens to SmolLM, `#` mostly one: a log of many
+    fields has a quarter to a third fewer tokens to train and to score. Everywhere else it stays `<*>`."""
+
+    def read(self, masked: str) -> str:
+        """A masked text as the model reads it."""
+        return masked.replace(FIELD, self.field)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Composer:
     """
 
     def __init__(self, tokenizer: Tokenizer, rule: TokenRule, texts: Sequence[str]) -> None:
+        texts = [rule.read(text) for text in texts]
         self._tokenizer, self._rule, self._texts = tokenizer, rule, texts
         head = rule.separator.rstrip(" ")
         tail = rule.separator[len(head) :]

@@ -10,7 +10,7 @@ import polars as pl
 
 from fl.hyperparameters import Tuning
 from storage.adapters import CommittedRound, committed_rounds
-from storage.composer import encode, load_tokenizer
+from storage.composer import TokenRule, encode, load_tokenizer
 from storage.continuations import Continuation
 from storage.errors import DataError
 from storage.layout import current
@@ -83,7 +83,7 @@ def compare_run(run_id: str, sampling: "Sampling", prefix: str | None = None) ->
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     texts: list[tuple[str, str | None]] = [(each.prefix, each.followed) for each in summary.continuations]
     if prefix is not None:
-        texts = [(prefix, None)]
+        texts = [(TokenRule.model_validate(config["tokens"]).read(prefix), None)]
     encoded = [
         (encode(tokenizer, [start])[0], None if rest is None else encode(tokenizer, [rest])[0]) for start, rest in texts
     ]

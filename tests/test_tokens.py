@@ -66,14 +66,15 @@ def _check_against_joined_text(folder: Path, tokenizer_file: Path, rule: TokenRu
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     texts = pl.read_parquet(folder / "messages.parquet")["text"].to_list()
     for row in pl.read_parquet(folder / "sequences.parquet").iter_rows(named=True):
-        joined = rule.separator.join(texts[message] for message in row["message_ids"])
+        read = [texts[message].replace("<*>", rule.field) for message in row["message_ids"]]
+        joined = rule.separator.join(read)
         encoding = tokenizer.encode(joined, add_special_tokens=False)
         assert row["token_ids"] == encoding.ids[: rule.max_tokens]
         assert row["n_tokens"] == len(row["token_ids"])
         assert row["truncated"] == (len(encoding.ids) > rule.max_tokens)
         packed = struct.pack(f"<{row['n_tokens']}I", *row["token_ids"])
         assert row["sequence_hash"] == hashlib.blake2b(packed, digest_size=16).hexdigest()
-        lengths = [len(texts[message]) + len(rule.separator) for message in row["message_ids"]]
+        lengths = [len(text) + len(rule.separator) for text in read]
         begins = [max(sum(lengths[:n]) - 1, 0) for n in range(len(lengths))]  # the blank before it is a message's own
         ends = [end for _, end in encoding.offsets]
         starts = [next(n for n, end in enumerate(ends) if end > begin) for begin in begins]
@@ -120,17 +121,31 @@ def test_a_tokenizer_that_merges_across_joints_reads_whole_windows(across_joints
     texts=st.lists(st.text(st.sampled_from("ab ;-<*>1.é\t"), max_size=10), min_size=1, max_size=4, unique=True),
     order=st.lists(st.integers(0, 3), min_size=1, max_size=6),
     separator=st.sampled_from([" ;-; ", "\n", " | ", ";"]),
+    field=st.sampled_from(["<*>", "#", " x", "a;"]),
 )
 def test_composed_tokens_are_used_only_where_they_agree(
-    texts: list[str], order: list[int], separator: str, byte_level: Path
+    texts: list[str], order: list[int], separator: str, field: str, byte_level: Path
 ) -> None:
     tokenizer = load_tokenizer(byte_level)
     sequence = np.array([number % len(texts) for number in order], dtype=np.uint32)
-    composer = Composer(tokenizer, TokenRule(separator=separator), texts)
-    expected = tokenizer.encode(separator.join(texts[number] for number in sequence), add_special_tokens=False).ids
+    composer = Composer(tokenizer, TokenRule(separator=separator, field=field), texts)
+    read = [texts[number].replace("<*>", field) for number in sequence]
+    expected = tokenizer.encode(separator.join(read), add_special_tokens=False).ids
     assert composer.whole(sequence.tolist()).ids.tolist() == expected
     if composer.agrees([sequence]):
         assert composer.compose(sequence.tolist()).ids.tolist() == expected
+
+
+def test_a_model_reads_another_text_for_fields_and_everybody_else_the_masks(byte_level: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "plain.log"
+    raw.write_text("a: took 12 of 34\nb: took 5 of 678\na: rest 9\n")
+    spec = _PLAIN.model_copy(update={"mask": MaskRules(preset="numbers")})
+    rule = TokenRule(field="#")
+    _, folder = _prepared(raw, spec, byte_level, rule)
+    assert pl.read_parquet(folder / "messages.parquet")["text"].to_list() == ["took <*> of <*>", "rest <*>"]
+    _check_against_joined_text(folder, byte_level, rule)
+    first = pl.read_parquet(folder / "sequences.parquet")["token_ids"][0].to_list()
+    assert load_tokenizer(byte_level).decode(first) == "took # of # ;-; rest #"
 
 
 def test_windows_name_their_sequence_and_messages(byte_level: Path, tmp_path: Path) -> None:
