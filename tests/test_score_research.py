@@ -1,6 +1,7 @@
 """Scores of windows from kept surprises: the product's own, made without labels, judged by the product's metrics."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from benchmarks import gpu_experiments
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora, random_corpus, write_corpora
 from benchmarks.experiment_plan import plan
 from benchmarks.rarity_research import Case, candidates, left_out, model_cases, table
+from benchmarks.recall_by_kind import detectors, set_apart
+from benchmarks.recall_by_kind import table as recalls
 from benchmarks.score_research import as_markdown, judged, research
 from benchmarks.window_scores import Predicted, window_scores
+from fl.misses import misses
 from fl.rarity import usual_windows
 from fl.scoring import TokenScores, score_columns
 from fl.usual_messages import NEW_WINDOWS, message_surprises
@@ -69,6 +73,39 @@ def test_the_best_on_validation_comes_first_and_perfect_scores_are_perfect() -> 
     rows = judged(corpus, "default", AS_IT_IS, {"bad": -truth, "good": truth})
     assert [row["score"] for row in rows] == ["good", "bad"]
     assert rows[0]["test"]["f1"] == rows[0]["validation"]["f1"] == rows[0]["test"]["auroc"] == 1
+
+
+def test_a_window_is_told_by_what_no_learned_window_has() -> None:
+    corpus = random_corpus([AS_IT_IS], ["default"], [])
+    learned = np.isin(corpus.split("default"), ("train", "calibration"))
+    known = set(np.concatenate([corpus.message_ids[n] for n in corpus.orders[AS_IT_IS][learned]]).tolist())
+    shortest = min(len(corpus.message_ids[n]) for n in corpus.orders[AS_IT_IS][learned])
+    corpus.message_ids[0] = np.append(99, corpus.message_ids[0])
+    corpus.message_ids[5] = np.array(sorted(known)[:1])
+    texts = [f"message {number}" for number in range(100)]
+    found = set_apart(corpus, texts)
+    for window, words in zip(corpus.orders[AS_IT_IS], found, strict=True):
+        unseen = [message for message in corpus.message_ids[window].tolist() if message not in known]
+        few = len(corpus.message_ids[window]) < shortest
+        assert words.startswith(f"`{texts[unseen[0]]}`" if unseen else "only known")
+        assert unseen or ("fewer" in words) == few
+    assert {words.split(",")[0] for words in found} >= {"`message 99`", "only known messages"}
+    assert found[5].endswith(f"fewer than {shortest}")
+
+
+def test_recalls_are_shares_of_the_anomalous_windows_of_a_kind() -> None:
+    corpus = random_corpus([AS_IT_IS], ["default"], [])
+    windows = corpus.windows("default")
+    windows = replace(windows, kind=np.where(windows.sequence % 2, "odd", "even").astype(object))
+    truth = np.zeros(len(corpus.token_ids))
+    truth[corpus.orders[AS_IT_IS][~corpus.normal]] = 1
+    flagged = detectors(windows, {"rarity": truth, "mean_token": -truth})
+    kinds = misses(windows, flagged)["kinds"]
+    names = ["model, rarity", "model, mean surprise"]
+    test = (windows.split == "test") & (windows.label == 1)
+    lines = recalls(kinds, names)
+    for kind in ("odd", "even"):
+        assert f"| {kind} | {(windows.kind[test] == kind).sum()} | 1.000 | 0.000 |" in lines
 
 
 def test_the_cases_of_an_experiments_folder_are_judged_and_told(
