@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "dataset": {"name": "hdfs-sim", "blocks": 600},
         "tokens": {"field": "#"},
-        "split": {"train": 0.45, "calibration": 0.15, "validation": 0.1, "test": 0.3},
+        "split": {"train": 0.5, "calibration": 0.15, "validation": 0.05, "test": 0.25},
         "federation": {"clients": 4, "fraction": 0.5, "rounds": 4},
         "training": {
             "steps": 2,
