@@ -17,6 +17,7 @@ from storage.archives import source_fingerprint
 from storage.datasets import DatasetConfig, DatasetSpec
 from storage.errors import StorageError
 from storage.layout import Layout
+from storage.raw_lines import count_lines
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -150,10 +151,11 @@ def _copy_lines(path: Path, start: int, part: Path) -> tuple[int, int]:
         source.seek(start)
         while chunk := source.read(_CHUNK):
             chunk = pending + chunk
-            whole, feed, pending = chunk.rpartition(b"\n")
-            target.write(whole + feed)
-            lines += whole.count(b"\n") + len(feed)
-            end += len(whole) + len(feed)
+            before, feed, pending = chunk.rpartition(b"\n")
+            if whole := before + feed:
+                target.write(whole)
+                lines += count_lines(whole)
+                end += len(whole)
     return lines, end
 
 

@@ -57,23 +57,24 @@ def partition_windows(windows: pl.DataFrame, rule: PartitionRule) -> pl.DataFram
     than windows, or than sites.
     """
     if rule.only is not None and rule.of is not None:
-        if rule.of > len(windows):
-            raise DataError(f"{len(windows)} training windows make no {rule.of} shares; set partition.of to fewer.")
-        dealt = partition_windows(windows, rule.model_copy(update={"clients": rule.of, "only": None, "of": None}))
+        dealt = _dealt(windows, rule.model_copy(update={"clients": rule.of}), "partition.of")
         mine = dealt.filter(pl.col("partition") == rule.only)
         return mine.with_columns(partition=pl.lit(0, pl.UInt32))
+    return _dealt(windows, rule, "clients")
+
+
+def _dealt(windows: pl.DataFrame, rule: PartitionRule, setting: str) -> pl.DataFrame:
+    """All windows, dealt to the clients; `setting` is what says how many these are."""
     count = len(windows)
     if rule.clients > count:
-        raise DataError(
-            f"{rule.clients} clients cannot share {count} training windows; set clients to {count} at most."
-        )
+        raise DataError(_too_many(rule.clients, count, "training windows", setting))
     ordered = windows.sort("window_id")
     if rule.kind == "dirichlet":
         partition = _by_kind(ordered, rule)
     elif rule.kind == "time":
         partition = _in_turn(_time_order(ordered), rule.clients)
     elif rule.kind == "site":
-        partition = _by_site(ordered, rule)
+        partition = _by_site(ordered, rule, setting)
     else:
         partition = np.empty(count, dtype=np.int64)
         partition[np.random.default_rng(rule.seed).permutation(count)] = np.arange(count) % rule.clients
@@ -119,13 +120,17 @@ def _none_empty(partition: _Ints, clients: int) -> _Ints:
     return partition
 
 
-def _by_site(windows: pl.DataFrame, rule: PartitionRule) -> _Ints:
+def _too_many(clients: int, count: int, shared: str, setting: str) -> str:
+    return f"{clients} clients cannot share {count} {shared}; set {setting} to {count} at most."
+
+
+def _by_site(windows: pl.DataFrame, rule: PartitionRule, setting: str) -> _Ints:
     """Each site goes to the client with the fewest windows so far, the largest site first."""
     if windows["site"].has_nulls():
         raise DataError("partition.kind=site needs a site for each window, and this log names none; use another kind.")
     sites = windows.group_by("site").len().sort("len", "site", descending=[True, False])
     if len(sites) < rule.clients:
-        raise DataError(f"{rule.clients} clients cannot share {len(sites)} sites; set clients to {len(sites)} at most.")
+        raise DataError(_too_many(rule.clients, len(sites), "sites", setting))
     owner = dict(zip(sites["site"], _evenly(sites["len"].to_list(), rule.clients), strict=True))
     return np.array([owner[site] for site in windows["site"]], dtype=np.int64)
 

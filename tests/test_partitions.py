@@ -88,7 +88,7 @@ def test_a_share_alone_that_cannot_be_is_refused(given: dict[str, int], complain
 
 
 def test_more_shares_than_windows_is_one_clear_line() -> None:
-    with pytest.raises(DataError, match=r"^3 training windows make no 4 shares; set partition\.of to fewer\.$"):
+    with pytest.raises(DataError, match=r"^4 clients cannot share 3 training windows; set partition\.of to 3 "):
         partition_windows(ids(3), PartitionRule(clients=1, only=0, of=4))
 
 
@@ -207,6 +207,8 @@ def test_sites_that_are_unknown_or_too_few_are_refused_in_one_line() -> None:
         partition_windows(windows.with_columns(site=pl.lit(None, pl.String)), PartitionRule(kind="site", clients=2))
     with pytest.raises(DataError, match="set clients to 6 at most"):
         partition_windows(windows, PartitionRule(kind="site", clients=7))
+    with pytest.raises(DataError, match=r"; set partition\.of to \d+ at most\.$"):
+        partition_windows(windows, PartitionRule(kind="site", clients=1, only=0, of=7))
 
 
 @pytest.mark.parametrize("kind", ["dirichlet", "time", "site"])
