@@ -3,9 +3,11 @@
 import fcntl
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from fl.hyperparameters import Tuning
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from fl.model import LoadedModel
 
 JUDGED = ("calibration", "validation", "test")
+_PORTION_TOKENS = 1 << 18
+"""Tokens of sequences that are scored before their scores are kept: five minutes of two cores on HDFS."""
+Score = Callable[[pl.DataFrame, Progress], tuple[pl.DataFrame, int]]
+"""Scores of some sequences, and how many had to be computed."""
 
 
 @stage("score")
@@ -46,7 +52,8 @@ def score_windows(
     scorer = Scorer(model, tuning, seed, tuple(ks), quantization, device)
     computed, seconds, told = 0, 0.0, progress_of("score")
     for position, found in enumerate(chosen):
-        tell = _part(told, position, len(chosen), found.number)
+        what = f"round {found.number}" if found.number else "untouched model"
+        tell = _part(told, position, len(chosen), f"{what}, adapter {position + 1} of {len(chosen)}")
         table, fresh = scorer.scores(found, sequences, tell)
         table.write_parquet(new.path / f"round-{found.number:04d}.parquet")
         computed += fresh
@@ -71,13 +78,11 @@ def _judged_sequences(tokenized: Stage, split: Stage) -> pl.DataFrame:
     return sequences.select(columns).join(wanted, on="sequence_id", how="semi").sort("sequence_id").collect()
 
 
-def _part(progress: Progress, position: int, parts: int, number: int) -> Progress:
-    """Progress of one adapter as a part of all."""
+def _part(progress: Progress, position: int, parts: int, words: str = "") -> Progress:
+    """Progress of one of several parts; `words` say which, in the place of the part's own."""
 
     def tell(done: float, total: float | None, note: str = "") -> None:
-        share = done / total if total else 0.0
-        what = "untouched model" if number == 0 else f"round {number}"
-        progress(position + share, float(parts), f"{what}, adapter {position + 1} of {parts}")
+        progress(position + (done / total if total else 0.0), float(parts), words or note)
 
     return tell
 
@@ -100,7 +105,8 @@ class Scorer:
         # Sequences that differ only beyond the truncation are the same tokens, and have one hash.
         distinct = sequences.unique("sequence_hash", keep="first", maintain_order=True)
         path = self._file(self._tuning, found.adapter_hash)
-        known, computed = _completed(path, distinct, lambda missing: self._score(found, missing, progress))
+        score = partial(self._score, found)
+        known, computed = _completed(path, distinct, score, progress)
         keys = sequences.select("sequence_id", "sequence_hash")
         return keys.join(known, on="sequence_hash", how="left", maintain_order="left"), computed
 
@@ -112,14 +118,12 @@ class Scorer:
         progress(0, 1)
         self._load()
 
-        def compute(sequences: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-            return self._compute(found, sequences, progress), len(sequences)
-
+        compute = partial(self._compute, found)
         if self._tuning.kind == "none" or found.adapter_hash != self._untrained:
-            return compute(missing)
+            return compute(missing, progress)
         from fl.adapter import adapter_hash
 
-        known, computed = _completed(self._file(Tuning(kind="none"), adapter_hash({})), missing, compute)
+        known, computed = _completed(self._file(Tuning(kind="none"), adapter_hash({})), missing, compute, progress)
         wanted = missing.select("sequence_hash")
         return wanted.join(known, on="sequence_hash", how="left", maintain_order="left"), computed
 
@@ -134,7 +138,7 @@ class Scorer:
             self.reasons = self._loaded.reasons
         return self._loaded
 
-    def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> pl.DataFrame:
+    def _compute(self, found: CommittedRound, missing: pl.DataFrame, progress: Progress) -> tuple[pl.DataFrame, int]:
         from fl.adapter import load_adapter_arrays
         from fl.scoring import score_sequences
 
@@ -150,7 +154,8 @@ class Scorer:
             by_message=True,
         )
         lists = list_column(columns.pop(SURPRISES).tolist(), pl.Float32())
-        return pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns, SURPRISES: lists})
+        table = pl.DataFrame({"sequence_hash": missing["sequence_hash"], **columns, SURPRISES: lists})
+        return table, len(missing)
 
     def _file(self, tuning: Tuning, adapter: str) -> Path:
         """Where the scores of an adapter lie: apart for every model, way of loading it, K and scoring source."""
@@ -160,16 +165,33 @@ class Scorer:
         return current().scores / name / f"{adapter}.parquet"
 
 
-def _completed(
-    path: Path, wanted: pl.DataFrame, score: Callable[[pl.DataFrame], tuple[pl.DataFrame, int]]
-) -> tuple[pl.DataFrame, int]:
-    """The scores kept at `path` with those that are wanted and missing there, and how many were computed."""
+def _completed(path: Path, wanted: pl.DataFrame, score: Score, progress: Progress) -> tuple[pl.DataFrame, int]:
+    """The scores kept at `path` with those that are wanted and missing there, and how many were computed.
+
+    They are kept portion by portion, so that whoever is stopped in hours of scoring loses minutes.
+    """
     known = _kept(path)
     missing = wanted if known is None else wanted.join(known, on="sequence_hash", how="anti", maintain_order="left")
-    if known is not None and missing.is_empty():
-        return known, 0
-    fresh, computed = score(missing)
-    return _keep(path, [table for table in (known, fresh) if table is not None]), computed
+    portions, computed = _portions(missing), 0
+    for number, portion in enumerate(portions):
+        fresh, count = score(portion, _part(progress, number, len(portions)))
+        known = _keep(path, [table for table in (known, fresh) if table is not None])
+        computed += count
+    if known is None:
+        raise ValueError("There is nothing to score.")
+    return known, computed
+
+
+def _portions(sequences: pl.DataFrame) -> list[pl.DataFrame]:
+    """The sequences in portions of about `_PORTION_TOKENS` tokens; where they are several, sorted to share prefixes."""
+    tokens = [row.to_numpy() for row in sequences["token_ids"]]
+    total = sum(map(len, tokens))
+    count = -(-total // _PORTION_TOKENS)
+    if count < 2:
+        return [sequences] if tokens else []
+    order = np.array(sorted(range(len(tokens)), key=lambda row: tokens[row].astype(">u4").tobytes()))
+    passed = np.cumsum([len(tokens[row]) for row in order])
+    return [sequences[rows] for rows in np.split(order, np.searchsorted(passed, np.arange(1, count) * total / count))]
 
 
 def _kept(path: Path) -> pl.DataFrame | None:
