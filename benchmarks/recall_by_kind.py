@@ -6,8 +6,7 @@ and calibration hold. Model and rules judge without labels; nothing is chosen he
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,13 +45,13 @@ def set_apart(corpus: Corpus, texts: list[str]) -> np.ndarray:
     sequence = corpus.orders[AS_IT_IS]
     learned = np.isin(corpus.split(_SPLIT), ("train", "calibration"))
     known = [corpus.message_ids[number] for number in np.unique(sequence[learned])]
-    held = Counter(message for window in known for message in np.unique(window).tolist())
+    held = frozenset(np.concatenate(known).tolist())
     shortest = min(map(len, known))
     words = {number: _words(corpus.message_ids[number], held, shortest, texts) for number in np.unique(sequence)}
     return np.array([words[number] for number in sequence], dtype=object)
 
 
-def _words(window: np.ndarray, held: Mapping[int, int], shortest: int, texts: list[str]) -> str:
+def _words(window: np.ndarray, held: Set[int], shortest: int, texts: list[str]) -> str:
     unseen = [message for message in window.tolist() if message not in held]
     if unseen:
         return f"`{texts[unseen[0]]}`, never seen"
