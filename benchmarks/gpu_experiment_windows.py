@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from benchmarks.command_line import model_folder
 from benchmarks.experiment_data import AS_IT_IS, SPLITS, Arrays, Corpus, write_corpora
 from benchmarks.experiment_plan import CHANGES, CONTAMINATIONS, FEW, plan
 from storage.archives import fetch
@@ -121,15 +122,12 @@ def _dealt(train: pl.DataFrame, name: str, count: int) -> np.ndarray:
 
 def main() -> None:
     """Prepare the logs and write what the experiments need of them."""
-    from fl.model import EMBEDDED, prepare_model
-    from storage.layout import current
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="where to write, *.npz")
     parser.add_argument("hdfs", type=Path, help="HDFS_1.tar.gz, whole or sampled")
     parser.add_argument("bgl", type=Path, help="BGL.tar.gz, whole or its beginning")
     given = parser.parse_args()
-    tokenizer = prepare_model(EMBEDDED, current().models) / "tokenizer.json"
+    tokenizer = model_folder(None) / "tokenizer.json"
     experiments = plan()
     corpora = {}
     for name, (dataset, rule, splits) in CORPORA.items():

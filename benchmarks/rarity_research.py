@@ -20,7 +20,7 @@ import polars as pl
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora
 from benchmarks.experiment_judging import FALSE_ALARM_RATE
 from benchmarks.score_research import CASES, kept_predictions
-from benchmarks.window_scores import packed_messages
+from benchmarks.window_scores import kept_surprises, packed_messages
 from fl.calibration import ThresholdRule, calibrated_threshold
 from fl.rarity import ROUNDING, rarity
 from fl.thresholds import metrics_at
@@ -92,8 +92,7 @@ def left_out(found: MessageSurprises, times: np.ndarray) -> np.ndarray:
 
 def model_cases(results: Path, corpora: dict[str, Corpus]) -> Iterator[Case]:
     """The models of the GPU experiments on their logs as these are, and changed."""
-    with np.load(results / "surprises.npz", allow_pickle=False) as file:
-        kept = dict(file)
+    kept = kept_surprises(results)
     for experiment, log, split, order in CASES:
         found = kept_predictions(kept, experiment, log, order) if log in corpora else None
         if found is None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command_line import model_folder
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora
 from benchmarks.experiment_judging import FALSE_ALARM_RATE
 from benchmarks.gpu_experiment_windows import CORPORA, read_corpus
 from benchmarks.score_research import kept_predictions
-from benchmarks.window_scores import window_scores
+from benchmarks.window_scores import kept_surprises, window_scores
 from fl.metrics_table import Row, Windows
 from fl.misses import misses
 from fl.rule_comparison import RuleJudge
@@ -84,19 +85,14 @@ def report(name: str, corpus: Corpus, scores: Mapping[str, np.ndarray], archive:
 
 def main() -> None:
     """Print a table for each log."""
-    from fl.model import EMBEDDED, prepare_model
-    from storage.layout import current
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("windows", type=Path, help="*.npz")
     parser.add_argument("hdfs", type=Path)
     parser.add_argument("bgl", type=Path)
     given = parser.parse_args()
-    tokenizer = prepare_model(EMBEDDED, current().models) / "tokenizer.json"
-    with np.load(given.results / "surprises.npz", allow_pickle=False) as file:
-        kept = dict(file)
-    corpora = load_corpora(given.windows)
+    tokenizer = model_folder(None) / "tokenizer.json"
+    kept, corpora = kept_surprises(given.results), load_corpora(given.windows)
     for experiment, name in CASES:
         found = kept_predictions(kept, experiment, name, AS_IT_IS)
         if found is None:

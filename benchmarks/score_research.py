@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora
 from benchmarks.experiment_judging import FALSE_ALARM_RATE, rules
 from benchmarks.experiment_plan import CHANGES
-from benchmarks.window_scores import Predicted, Scores, predicted, window_scores
+from benchmarks.window_scores import Predicted, Scores, kept_surprises, predicted, window_scores
 from fl.thresholds import label_free_threshold, rank
 
 Row = dict[str, Any]
@@ -75,8 +75,7 @@ def kept_predictions(kept: Mapping[str, np.ndarray], experiment: str, log: str, 
 def research(results: Path, corpora: dict[str, Corpus]) -> list[Row]:
     """All cases that the results hold."""
     found = []
-    with np.load(results / "surprises.npz", allow_pickle=False) as file:
-        kept = dict(file)
+    kept = kept_surprises(results)
     for experiment, log, split, order in CASES:
         merged = kept_predictions(kept, experiment, log, order) if log in corpora else None
         if merged is None:

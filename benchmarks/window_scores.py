@@ -7,6 +7,7 @@ each message is); no score uses a label.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -30,8 +31,14 @@ class Predicted:
     ranks: Mapping[int, np.ndarray] | None
 
 
+def kept_surprises(results: Path) -> dict[str, np.ndarray]:
+    """The arrays that benchmarks.gpu_experiments kept in `results`, for `predicted`."""
+    with np.load(results / "surprises.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
 def predicted(file: Mapping[str, np.ndarray], name: str) -> Predicted:
-    """What benchmarks.gpu_experiments kept in surprises.npz under the name of an experiment and a log."""
+    """What is kept under the name of an experiment and a log."""
     rows = file[f"{name}.rows"].tolist()
     bounds = np.cumsum(file[f"{name}.lengths"], dtype=np.int64)[:-1]
     logs = np.split(-file[f"{name}.log_probabilities"].astype(np.float64), bounds)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from storage.errors import SourceError
-from storage.rewording import FIELD
+from storage.masks import FIELD
 
 CHECKED_SEQUENCES = 4000
 """Distinct sequences whose composed tokens are held against those of the joined text; all, where there are no more."""

@@ -19,6 +19,8 @@ from storage.tables import TableWriter, write_table
 if TYPE_CHECKING:
     from storage.datasets import DatasetSpec
 
+FIELD = "<*>"
+"""What masks write in the place of a value, unless a rule of one's own says otherwise."""
 _KNOWN_TEXTS = 200_000
 """Texts whose masked form is remembered from chunk to chunk; a bound on memory where every line differs."""
 
@@ -30,7 +32,7 @@ class MaskRule(BaseModel):
 
     pattern: str
     """Regular expression of Python's `re`."""
-    replacement: str = "<*>"
+    replacement: str = FIELD
     """What stands in its place; `\\\\1` is the first group."""
 
     @model_validator(mode="after")

@@ -11,8 +11,7 @@ import re
 
 import numpy as np
 
-FIELD = "<*>"
-"""What masks write in the place of a value."""
+from storage.masks import FIELD
 
 _SYNONYMS = (
     "added appended inserted",

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.rewording import FIELD, reworded, with_other_fields
+from storage.masks import FIELD
+from storage.rewording import reworded, with_other_fields
 
 MESSAGES = [
     "Received block blk_<*> of size <*> from /<*>",
