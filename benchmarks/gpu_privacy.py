@@ -175,6 +175,8 @@ class Trials:
     size: Size
     lines: dict[str, dict[str, Any]] = field(default_factory=dict)
     _before: dict[str, np.ndarray] = field(default_factory=dict)
+    _first: dict[tuple[Any, ...], tuple[float, Arrays]] = field(default_factory=dict)
+    """Loss and adapter of each client after the first round, which all experiments of a shape have in common."""
 
     def __post_init__(self) -> None:
         if (path := self.folder / LINES).is_file():
@@ -259,19 +261,39 @@ class Trials:
             rate = cosine_rate(number, experiment.rounds, config.learning_rate_max, config.learning_rate_min)
             drawn, told, replies = draw_clients(experiment.federation, number), [], []
             for client in drawn:
-                load_adapter_arrays(model, current)
-                seed = (0, number, client)
                 try:
-                    told.append(train_locally(model, self.loaded, shares[client], config, rate, seed).loss)
+                    loss, sent = self._reply(model, experiment, (number, client), shares[client], current, rate)
                 except LearningError as error:
                     return losses, norms, f"round {number}: {error}"
-                sent = adapter_arrays(model)
+                told.append(loss)
                 replies.append(_attacked(sent, current, experiment.attack) if client < experiment.hostile else sent)
             losses.append(round(float(np.mean(told)), 5))
             norms.append(round(float(np.median([update_norm(update_of(reply, current)) for reply in replies])), 5))
             current = self._combined(experiment, number, current, replies, [len(shares[client]) for client in drawn])
         load_adapter_arrays(model, current)
         return losses, norms, ""
+
+    def _reply(
+        self,
+        model: Any,  # noqa: ANN401
+        experiment: Experiment,
+        place: tuple[int, int],
+        share: list[np.ndarray],
+        current: Arrays,
+        rate: float,
+    ) -> tuple[float, Arrays]:
+        """Loss and adapter of a client (`place`: round, client) before an attack; its first round is trained once."""
+        number, client = place
+        garbage = experiment.attack == "garbage" and client < experiment.hostile
+        same = (experiment.training, experiment.tuning, experiment.clients, experiment.audited, garbage, rate, client)
+        if number > 1 or same not in self._first:
+            load_adapter_arrays(model, current)
+            trained = train_locally(model, self.loaded, share, experiment.training, rate, (0, number, client))
+            reply = trained.loss, adapter_arrays(model)
+            if number > 1:
+                return reply
+            self._first[same] = reply
+        return self._first[same]
 
     def _combined(
         self, experiment: Experiment, number: int, current: Arrays, replies: Sequence[Arrays], weights: list[int]
