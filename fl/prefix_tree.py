@@ -20,7 +20,7 @@ _CUT_SLACK = 0.25
 
 @dataclass(frozen=True)
 class Chain:
-    """A run of new nodes [start, stop) in a pack, and the pack's nodes on the path before it, root first."""
+    """A run of new nodes [start, stop) of a pack, and the pack's nodes on the path before it, root first."""
 
     start: int
     stop: int
@@ -31,9 +31,11 @@ class Chain:
 class Pack:
     """A part of a tree that is computed in one forward pass.
 
-    Node arrays have length T (tokens computed), edge arrays length E (predictions asked for). An edge leaves node
+    Its nodes are numbered [0, C + T): first the C `carried` ones, whose states the pack before has left, then the T
+    computed ones. Node arrays have length T, edge arrays length E (predictions asked for). An edge leaves node
     `edge_source` and asks for token `edge_target`; `edges` are its global numbers in the tree, `edge_weights` the
-    number of windows through it.
+    number of windows through it. `last_path` are the nodes of the last window, root first: the pack after carries the
+    first of them on.
     """
 
     token_ids: Ints
@@ -43,6 +45,8 @@ class Pack:
     edge_target: Ints
     edge_weights: Ints
     edges: Ints
+    last_path: Ints
+    carried: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,18 +126,32 @@ def _common_prefix(one: Ints, other: Ints) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def cut_packs(tree: PrefixTree, token_budget: int) -> Iterator[Pack]:
+def cut_packs(tree: PrefixTree, token_budget: int, *, carry: bool = False) -> Iterator[Pack]:
     """Packs of at most `token_budget` tokens (more only for one window that is longer), each edge in exactly one.
 
     A pack's first window repeats the stem it shares with the window before; the cut is taken where that is shortest
-    among the last places that keep the pack well filled.
+    among the last places that keep the pack well filled. With `carry` nothing is repeated: the stem's states have to be
+    those that the pack before computed, so packs must be taken in their order, and training, where gradients would
+    have to go back through all packs, cannot use it.
     """
     place = np.full(len(tree.tokens), -1, np.int64)
     first = 0
     while first < len(tree.order):
-        last = _cut(tree, first, token_budget)
-        yield _make_pack(tree, first, last, place)
+        last = _filled(tree, first, token_budget) if carry else _cut(tree, first, token_budget)
+        yield _make_pack(tree, first, last, place, carry=carry)
         first = last
+
+
+def _filled(tree: PrefixTree, first: int, budget: int) -> int:
+    """The rank of the first window that no longer fits a pack that begins with window `first` and repeats nothing."""
+    size = 0
+    for rank in range(first, len(tree.order)):
+        added = int(tree.is_inner[tree.paths[tree.order[rank]][int(tree.shared[rank]) :]].sum())
+        # What adds nothing to compute stays with the window before it: no pack is without tokens.
+        if added and size and size + added > budget:
+            return rank
+        size += added
+    return len(tree.order)
 
 
 def _cut(tree: PrefixTree, first: int, budget: int) -> int:
@@ -152,18 +170,20 @@ def _cut(tree: PrefixTree, first: int, budget: int) -> int:
     return min(filled, key=lambda rank: (int(tree.shared[rank]), -rank))
 
 
-def _make_pack(tree: PrefixTree, first: int, last: int, place: Ints) -> Pack:
-    """The pack of the windows ranked [first, last): their nodes in depth-first order, stem of the first repeated.
+def _make_pack(tree: PrefixTree, first: int, last: int, place: Ints, *, carry: bool) -> Pack:
+    """The pack of the windows ranked [first, last): their nodes in depth-first order, stem of the first before them.
 
     `place` maps the tree's nodes to the pack's; it is scratch space as long as the tree, filled anew for each pack.
     """
     nodes: list[Ints] = []
     chains: list[Chain] = []
     edges: list[Ints] = []
-    size = 0
+    stem = tree.paths[tree.order[first]][: int(tree.shared[first]) if carry else 0]
+    place[stem] = np.arange(len(stem))
+    size = carried = len(stem)
     for rank in range(first, last):
         path = tree.paths[tree.order[rank]]
-        common = 0 if rank == first else int(tree.shared[rank])
+        common = carried if rank == first else int(tree.shared[rank])
         new = path[common:][tree.is_inner[path[common:]]]
         if len(new):
             chains.append(Chain(size, size + len(new), place[path[:common]]))
@@ -182,6 +202,8 @@ def _make_pack(tree: PrefixTree, first: int, last: int, place: Ints) -> Pack:
         edge_target=tree.tokens[edge_ids],
         edge_weights=tree.weights[edge_ids],
         edges=edge_ids,
+        last_path=place[path[tree.is_inner[path]]],
+        carried=carried,
     )
 
 
@@ -200,7 +222,10 @@ def edge_slices(pack: Pack, rows: int) -> Iterator[tuple[Ints, Ints, Ints]]:
 
 
 def ancestor_mask(pack: Pack) -> np.ndarray:
-    """A (T, T) boolean matrix: whether the row's token may attend to the column's, that is, to itself and its path."""
+    """A (T, T) boolean matrix: whether the row's token may attend to the column's, that is, to itself and its path.
+
+    Of packs that carry nothing.
+    """
     size = len(pack.token_ids)
     mask = np.zeros((size, size), bool)
     for chain in pack.chains:

@@ -14,13 +14,21 @@ import torch
 
 from fl.model import LoadedModel
 from fl.prefix_tree import Pack, PrefixTree, build_tree, cut_packs, edge_slices
-from fl.tree_attention import float_logits, hidden_states, logit_rows, output_head, tree_attention
+from fl.tree_attention import (
+    CarriedPath,
+    carried_path,
+    float_logits,
+    hidden_states,
+    logit_rows,
+    output_head,
+    tree_attention,
+)
 from fl.vocabulary import best_tokens, log_sum_exp_
 
 Tell = Callable[[float, float | None, str], None]
 KS = (1, 3, 5, 10)
-_SMALLEST_PACK, _LARGEST_PACK = 4096, 8192
-"""Tokens in a pack: large packs repeat few stems (4 % at 8,192 on HDFS), small ones tell of progress more often."""
+_CARRIED_PACK, _PACK = 2048, 8192
+"""Tokens in a pack: where packs carry, as few as are fast; else many, which repeat fewer stems (4 % on HDFS)."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +65,17 @@ def score_tokens(
     predicted = np.zeros((size, top), np.int32)
     computed, done = 0, 0
     model.eval()
+    path = carried_path(model)
     with torch.inference_mode(), tree_attention(model):
-        for pack in cut_packs(tree, token_budget or _pack_size(tree, loaded.device)):
-            for edges, rank, log, best in _score_pack(model, pack, top):
+        budget = token_budget or (_PACK if path is None else _CARRIED_PACK)
+        for pack in cut_packs(tree, budget, carry=path is not None):
+            for edges, rank, log, best in _score_pack(model, pack, top, path):
                 ranks[edges], logs[edges], predicted[edges] = rank, log, best
             computed += len(pack.token_ids)
             done += len(pack.edges)
             if progress:
                 progress(done, size - int((tree.depths == 0).sum()), "distinct tokens scored")
     return _by_window(tree, ranks, logs, predicted, computed)
-
-
-def _pack_size(tree: PrefixTree, device: str) -> int:
-    # A GPU is through a large pack before progress could be told of.
-    if device.startswith("cuda"):
-        return _LARGEST_PACK
-    return max(_SMALLEST_PACK, min(_LARGEST_PACK, tree.distinct_tokens // 30))
 
 
 def _by_window(
@@ -88,9 +91,10 @@ def _score_pack(
     model: Any,  # noqa: ANN401
     pack: Pack,
     top: int,
+    path: CarriedPath | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Edges of a pack with rank, log-probability and best predictions, a slice of logits at a time."""
-    hidden = hidden_states(model, pack)
+    hidden = hidden_states(model, pack, path)
     head = output_head(model)
     for sources, edges, row_of_edge in edge_slices(pack, logit_rows(hidden.device)):
         rows = torch.from_numpy(row_of_edge).to(hidden.device)

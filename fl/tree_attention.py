@@ -8,7 +8,7 @@ hold no path; where it cannot be used, and on other devices, one dense ancestors
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -40,9 +40,33 @@ class Choice:
     longest_pack: int | None = None
 
 
+@dataclass
+class CarriedPath:
+    """What a pack leaves to the one after it: the path of its last window, as the model has computed it."""
+
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Keys and values of each layer (key heads, P, d), and the last hidden states (P, hidden size)."""
+    taken: int = 0
+    """How many nodes the pack in work carries on, root first."""
+    last: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """The nodes of the pack in work that it leaves."""
+
+    def begin(self, pack: Pack) -> None:
+        """Take up the next pack."""
+        self.taken, self.last = pack.carried, torch.from_numpy(pack.last_path)
+
+    def carry_on(self, part: str, computed: Tensor) -> Tensor:
+        """A part of all nodes of the pack, given that of the computed ones; the last but one axis is the nodes'."""
+        whole = torch.cat([self.parts[part][..., : self.taken, :], computed], dim=-2) if self.taken else computed
+        self.parts[part] = whole.index_select(-2, self.last)
+        return whole
+
+
 @dataclass(frozen=True)
 class ChainPlan:
     """A run of a chain: queries [start, stop), the nodes on its path up to its last, and the mask between the two.
+
+    Queries are numbered without the nodes that the pack carries, the path with them.
 
     `mask` is additive with shape (groups * length, path length): the query heads of a group share a key head, so
     they are stacked along the queries instead of copying keys.
@@ -59,12 +83,14 @@ class TreePlan:
     """How the tokens of a pack attend: chain by chain, by blocks, or by one dense additive mask (1, 1, T, T).
 
     `length` is the number of tokens T that are computed: the pack's, or with some of padding that nothing attends to.
+    `path` is where packs carry the states of a path from one to the next.
     """
 
     chains: tuple[ChainPlan, ...]
     blocks: Any
     dense: Tensor | None
     length: int
+    path: CarriedPath | None = None
 
 
 def choose_attention(config: Any, device: str, dtype: torch.dtype) -> Choice:  # noqa: ANN401
@@ -90,13 +116,19 @@ def _choose(device: str, dtype: torch.dtype, heads: int, key_heads: int, width: 
     return Choice("dense", f"one dense mask: FlexAttention cannot be used ({fault})", _LONGEST_DENSE)
 
 
-def plan_attention(pack: Pack, config: Any, device: str, dtype: torch.dtype) -> TreePlan:  # noqa: ANN401
-    """The plan for `pack` on `device`; `config` is the model's, for its heads."""
+def plan_attention(
+    pack: Pack,
+    config: Any,  # noqa: ANN401 (any transformers configuration)
+    device: str,
+    dtype: torch.dtype,
+    path: CarriedPath | None = None,
+) -> TreePlan:
+    """The plan for `pack` on `device`; `config` is the model's, for its heads, `path` where packs carry."""
     size = len(pack.token_ids)
     kind = choose_attention(config, device, dtype).kind
     if kind == "chains":
         groups = config.num_attention_heads // _key_heads(config)
-        return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None, None, size)
+        return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None, None, size, path)
     if kind == "flex":
         return TreePlan((), flex_attention.block_mask(pack, device), None, flex_attention.padded_length(size))
     length = -(-size // _ALIGNED) * _ALIGNED
@@ -121,7 +153,7 @@ def _plan_chains(pack: Pack, groups: int, dtype: torch.dtype) -> Iterator[ChainP
             seen = len(chain.stem) + stop - chain.start
             allowed = torch.ones(stop - start, seen, dtype=torch.bool).tril(seen - (stop - start))
             mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
-            yield ChainPlan(start, stop, path[:seen], mask.repeat(groups, 1))
+            yield ChainPlan(start - pack.carried, stop - pack.carried, path[:seen], mask.repeat(groups, 1))
 
 
 def _chain_attention(query: Tensor, key: Tensor, value: Tensor, chain: ChainPlan, scaling: float) -> Tensor:
@@ -190,7 +222,11 @@ def _attend(
         keys, values = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=tree.dense, scale=scaling)
         return out.transpose(1, 2), None
-    out = _TreeAttention.apply(query[0], key[0], value[0], tree, scaling)
+    keys, values = key[0], value[0]
+    if tree.path is not None:
+        keys = tree.path.carry_on(f"keys {module.layer_idx}", keys)
+        values = tree.path.carry_on(f"values {module.layer_idx}", values)
+    out = _TreeAttention.apply(query[0], keys, values, tree, scaling)
     return out.transpose(0, 1)[None], None
 
 
@@ -208,11 +244,31 @@ def tree_attention(model: Any) -> Iterator[None]:  # noqa: ANN401 (any transform
         model.config._attn_implementation = before
 
 
-def hidden_states(model: Any, pack: Pack) -> Tensor:  # noqa: ANN401 (any transformers or PEFT causal model)
-    """The model's last hidden states (T, hidden size) for every token of `pack`; within `tree_attention`."""
+def carried_path(model: Any) -> CarriedPath | None:  # noqa: ANN401 (any transformers or PEFT causal model)
+    """Where packs of `model` that are taken one after the other, without gradients, can leave their last path.
+
+    None where it is no use: a GPU's packs are large, and what attends to all of a pack at once repeats stems.
+    """
+    core, device, dtype = _core(model)
+    return CarriedPath() if choose_attention(core.config, device, dtype).kind == "chains" else None
+
+
+def _core(model: Any) -> tuple[Any, str, torch.dtype]:  # noqa: ANN401
+    """The model without its adapter's wrapping, its device and its type."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    device = core.model.embed_tokens.weight.device
-    plan = plan_attention(pack, core.config, str(device), core.model.embed_tokens.weight.dtype)
+    embedding = core.model.embed_tokens.weight
+    return core, str(embedding.device), embedding.dtype
+
+
+def hidden_states(model: Any, pack: Pack, path: CarriedPath | None = None) -> Tensor:  # noqa: ANN401
+    """The model's last hidden states (C + T, hidden size) for every node of `pack`; within `tree_attention`.
+
+    `path` (of `carried_path`) holds those of the pack before, where packs carry, and then those of this one.
+    """
+    core, device, dtype = _core(model)
+    if path is not None:
+        path.begin(pack)
+    plan = plan_attention(pack, core.config, device, dtype, path)
     size = len(pack.token_ids)
     token_ids, positions = (np.pad(ids, (0, plan.length - size)) for ids in (pack.token_ids, pack.positions))
     states = core.model(
@@ -221,6 +277,8 @@ def hidden_states(model: Any, pack: Pack) -> Tensor:  # noqa: ANN401 (any transf
         use_cache=False,
         tree=plan,
     ).last_hidden_state[0]
+    if path is not None:
+        return path.carry_on("states", states)
     return states if plan.length == size else states[:size]
 
 

@@ -67,6 +67,39 @@ def test_packs_hold_every_edge_once_whatever_the_budget(windows: list[list[int]]
     assert seen == Counter({node: 1 for node in range(len(tree.tokens)) if tree.depths[node] > 0})
 
 
+@given(WINDOWS, st.integers(1, 40), st.booleans())
+@settings(max_examples=200)
+def test_packs_that_carry_compute_every_node_once(windows: list[list[int]], budget: int, share: bool) -> None:
+    tree = build_tree(_arrays(windows), END, share=share)
+    spelled = _prefix_of_nodes(tree, windows)
+    edges: Counter[int] = Counter()
+    computed = 0
+    left: list[tuple[int, ...]] = []
+    for pack in cut_packs(tree, budget, carry=True):
+        # Each node as the prefix that it stands for: carried ones by what the pack before has left.
+        prefixes = left[: pack.carried]
+        for chain in pack.chains:
+            assert chain.start == len(prefixes)
+            before = prefixes[chain.stem[-1]] if len(chain.stem) else ()
+            assert [prefixes[node] for node in chain.stem] == [before[: size + 1] for size in range(len(before))]
+            for node in range(chain.start, chain.stop):
+                assert pack.positions[node - pack.carried] == len(before)
+                before = (*before, int(pack.token_ids[node - pack.carried]))
+                prefixes.append(before)
+        assert 0 < len(pack.token_ids) == len(prefixes) - pack.carried
+        assert len(pack.token_ids) <= max(budget, *map(len, windows))
+        for source, target, edge, weight in zip(
+            pack.edge_source, pack.edge_target, pack.edges, pack.edge_weights, strict=True
+        ):
+            assert (*prefixes[source], target) == spelled[int(edge)]
+            assert weight == tree.weights[edge]
+        edges.update(pack.edges.tolist())
+        computed += len(pack.token_ids)
+        left = [prefixes[node] for node in pack.last_path]
+    assert computed == tree.distinct_tokens
+    assert edges == Counter({node: 1 for node in range(len(tree.tokens)) if tree.depths[node] > 0})
+
+
 @given(WINDOWS)
 def test_without_sharing_every_window_is_computed_by_itself(windows: list[list[int]]) -> None:
     tree = build_tree(_arrays(windows), END, share=False)

@@ -49,9 +49,10 @@ def test_ranks_and_log_probabilities_equal_the_plain_ones(
         np.testing.assert_array_equal(ranks, true_ranks)
 
 
-def test_shared_prefixes_are_computed_once(tiny: LoadedModel, windows: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("budget", [40, 100_000])
+def test_shared_prefixes_are_computed_once(tiny: LoadedModel, windows: list[np.ndarray], budget: int) -> None:
     prefixes = {tuple(window[:length]) for window in windows for length in range(1, len(window) + 1)}
-    assert score_tokens(tiny.model, tiny, windows, token_budget=100_000).computed_tokens == len(prefixes)
+    assert score_tokens(tiny.model, tiny, windows, token_budget=budget).computed_tokens == len(prefixes)
 
 
 def test_columns_are_what_they_are_called(tiny: LoadedModel, windows: list[np.ndarray]) -> None:
