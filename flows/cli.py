@@ -156,12 +156,14 @@ def _flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -
     from flows.settings import run_config
     from flows.terminal import showing_progress
     from flows.timing import timing
+    from flows.warm_up import while_the_server_starts
 
     config = run_config(preset, settings or [])
     if config.baselines.methods and "evaluate" in steps:
         place = steps.index("evaluate")
         steps = (*steps[:place], "baselines", *steps[place:])
-    with timing(), showing_progress(config, steps), prefect_server(current()):
+    meanwhile = while_the_server_starts(current(), config.model.name)
+    with timing(), showing_progress(config, steps), prefect_server(current(), meanwhile):
         yield config
 
 

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from urllib.error import URLError
 
+from flows.warm_up import Step, beside
 from storage.errors import TrackingError
 from storage.layout import Layout
 from storage.services import running
@@ -94,10 +95,11 @@ class TemporaryServer:
 
 
 @contextmanager
-def prefect_server(layout: Layout) -> Iterator[str]:
-    """The API address of the server to use while the block runs, set in PREFECT_API_URL; import Prefect inside.
+def prefect_server(layout: Layout, meanwhile: Sequence[Step] = ()) -> Iterator[str]:
+    """The API address of the server to use while the block runs, set in PREFECT_API_URL.
 
-    Whatever is done in the block before Prefect is used runs while the temporary server starts.
+    A temporary server takes seconds to start, on one core: steps that are given `meanwhile` are taken in that time;
+    none is begun any more when it answers. Import Prefect inside the block, or in a step.
     """
     quiet_environment(layout)
     named = os.environ.get("PREFECT_API_URL")
@@ -108,7 +110,8 @@ def prefect_server(layout: Layout) -> Iterator[str]:
     os.environ["PREFECT_API_URL"] = f"{server.address}/api"
     os.environ[TEMPORARY] = "1"
     try:
-        server.wait()
+        with beside(meanwhile, all_of_them=False):
+            server.wait()
         yield os.environ["PREFECT_API_URL"]
     finally:
         _send_the_rest()

@@ -3,18 +3,20 @@
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from flows import warm_up
-from flows.warm_up import ready_meanwhile
+from flows.config import ModelConfig
+from flows.warm_up import beside, ready_meanwhile, while_the_server_starts
 from storage.layout import Layout
 
 _FRESH = """
 import sys
 from pathlib import Path
-from flows.warm_up import ready_meanwhile
+from flows.warm_up import beside, ready_meanwhile, while_the_server_starts
 from storage.layout import Layout
 wanted = {"mlflow", "torch", "transformers.modeling_utils", "peft", "fl.scoring"}
 assert not wanted & set(sys.modules)
@@ -65,3 +67,39 @@ def test_after_an_error_no_further_step_begins(
         threading.Timer(0.5, opening.set).start()
         raise KeyboardInterrupt
     assert steps == []
+
+
+def test_of_a_wait_only_the_step_in_work_is_waited_for() -> None:
+    taken: list[str] = []
+    working = threading.Event()
+
+    def slow() -> None:
+        working.set()
+        time.sleep(0.5)
+        taken.append("slow")
+
+    with beside([slow, lambda: taken.append("late")], all_of_them=False):
+        working.wait(60)
+    assert taken == ["slow"]
+
+
+def test_before_the_first_run_the_usual_model_is_prepared_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(warm_up, "_prepare_model", lambda layout, name: made.append(name))
+    usual = ModelConfig().name
+
+    def steps(model: str) -> int:
+        found = while_the_server_starts(Layout(tmp_path), model)
+        if len(found) > 1:
+            found[1]()
+        return len(found)
+
+    assert steps("someone/else") == 1
+    assert made == []
+    assert steps(usual) > 1
+    assert made == [usual]
+    (Layout(tmp_path).models / usual).mkdir(parents=True)
+    (Layout(tmp_path).models / usual / "card.json").touch()
+    assert steps(usual) == 1
