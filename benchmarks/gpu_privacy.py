@@ -370,7 +370,7 @@ def main() -> int:
     """Run what is left; 0 when all experiments are done, 3 when stopped before."""
     parser = options(__doc__, weights=True)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no experiment after so many minutes")
-    parser.add_argument("--only", default="", help="only experiments whose name begins so")
+    parser.add_argument("--only", nargs="+", default=[""], help="only experiments whose names begin so")
     parser.add_argument("--small", action="store_true", help="fewer clients and steps, for two cores")
     given = given_options(parser)
     size: Size = "tiny" if given.tiny else "small" if given.small else "whole"
@@ -380,7 +380,7 @@ def main() -> int:
         trials = Trials(given.folder, given_windows(given), loaded, size)
         keep(given.folder, "machine", {**machine(given.device), **loaded.reasons, "dtype": loaded.dtype})
         for experiment in experiments(size):
-            if not experiment.name.startswith(given.only):
+            if not experiment.name.startswith(tuple(given.only)):
                 continue
             if time.perf_counter() - started > 60 * given.minutes:
                 print(f"Stopped before {experiment.name}; the same command goes on.", file=sys.stderr)
