@@ -2,7 +2,7 @@
 
 `python -m benchmarks.token_counts ARCHIVE`. For batches of normal windows as training draws them, and for windows of
 all kinds as scoring meets them: tokens given, padded, of distinct windows, of distinct prefixes (the least), and those
-computed in packs, which repeat stems.
+computed in packs, which repeat stems in training, but not in scoring on a CPU, which carries them from pack to pack.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from fl.prefix_tree import build_tree, cut_packs
 _PADDED = 1024
 
 
-def counts(windows: Sequence[np.ndarray], end: int, pack_tokens: int) -> dict[str, int]:
+def counts(windows: Sequence[np.ndarray], end: int, pack_tokens: int, *, carry: bool) -> dict[str, int]:
     """The tokens of some windows in every way of counting them; end tokens are not computed, so not counted."""
     tree = build_tree(windows, end)
     return {
@@ -28,13 +28,13 @@ def counts(windows: Sequence[np.ndarray], end: int, pack_tokens: int) -> dict[st
         "padded_to_longest": max(map(len, windows)) * len(windows),
         "of_distinct_windows": sum(len(window) for window in {window.tobytes(): window for window in windows}.values()),
         "of_distinct_prefixes": tree.distinct_tokens,
-        "in_packs": sum(len(pack.token_ids) for pack in cut_packs(tree, pack_tokens)),
+        "in_packs": sum(len(pack.token_ids) for pack in cut_packs(tree, pack_tokens, carry=carry)),
     }
 
 
-def averaged(draws: Sequence[Sequence[np.ndarray]], end: int, pack_tokens: int) -> dict[str, float]:
+def averaged(draws: Sequence[Sequence[np.ndarray]], end: int, pack_tokens: int, *, carry: bool) -> dict[str, float]:
     """Mean counts over several draws, and how many times more is given, or padded, than computed in packs."""
-    found = [counts(draw, end, pack_tokens) for draw in draws]
+    found = [counts(draw, end, pack_tokens, carry=carry) for draw in draws]
     means = {name: round(mean(one[name] for one in found), 1) for name in found[0]}
     return {
         "windows": len(draws[0]),
@@ -58,7 +58,7 @@ def main() -> None:
             windows=Size((200, 2301, 11501), (200,), "numbers of windows to score"),
             draws=Size(10, 2, "draws for each size"),
             training_pack=Size(2048, 2048, "tokens in a pack of training"),
-            scoring_pack=Size(8192, 8192, "tokens in a pack of scoring"),
+            scoring_pack=Size(2048, 2048, "tokens in a pack of scoring"),
         )
     )
     folder = model_folder(given.model)
@@ -68,10 +68,12 @@ def main() -> None:
         "log": log.log,
         "draws": given.draws,
         "training": [
-            averaged([log.batch(size, seed) for seed in seeds], end, given.training_pack) for size in given.batches
+            averaged([log.batch(size, seed) for seed in seeds], end, given.training_pack, carry=False)
+            for size in given.batches
         ],
         "scoring": [
-            averaged([scored(log, count, seed) for seed in seeds], end, given.scoring_pack) for count in given.windows
+            averaged([scored(log, count, seed) for seed in seeds], end, given.scoring_pack, carry=True)
+            for count in given.windows
         ],
     }
     tell(figures)

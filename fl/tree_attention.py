@@ -63,19 +63,25 @@ class CarriedPath:
 
 
 @dataclass(frozen=True)
-class ChainPlan:
-    """A run of a chain: queries [start, stop), the nodes on its path up to its last, and the mask between the two.
+class Run:
+    """A run of a chain: queries [start, stop), how many nodes of its path they see, and the mask between the two.
 
-    Queries are numbered without the nodes that the pack carries, the path with them.
-
-    `mask` is additive with shape (groups * length, path length): the query heads of a group share a key head, so
-    they are stacked along the queries instead of copying keys.
+    Queries are numbered without the nodes that the pack carries. `mask` is additive with shape (groups * length, seen):
+    the query heads of a group share a key head, so they are stacked along the queries instead of copying keys.
     """
 
     start: int
     stop: int
-    path: Tensor
+    seen: int
     mask: Tensor
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """A chain: the nodes on its path up to its last one, carried ones among them, and its runs."""
+
+    path: Tensor
+    runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True)
@@ -148,19 +154,21 @@ def _plan_chains(pack: Pack, groups: int, dtype: torch.dtype) -> Iterator[ChainP
     """The pack's chains in runs of at most `_LONGEST_RUN` queries: later keys are never read for earlier queries."""
     for chain in pack.chains:
         path = torch.from_numpy(np.concatenate([chain.stem, np.arange(chain.start, chain.stop)]))
+        runs = []
         for start in range(chain.start, chain.stop, _LONGEST_RUN):
             stop = min(start + _LONGEST_RUN, chain.stop)
             seen = len(chain.stem) + stop - chain.start
             allowed = torch.ones(stop - start, seen, dtype=torch.bool).tril(seen - (stop - start))
             mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
-            yield ChainPlan(start - pack.carried, stop - pack.carried, path[:seen], mask.repeat(groups, 1))
+            runs.append(Run(start - pack.carried, stop - pack.carried, seen, mask.repeat(groups, 1)))
+        yield ChainPlan(path, tuple(runs))
 
 
-def _chain_attention(query: Tensor, key: Tensor, value: Tensor, chain: ChainPlan, scaling: float) -> Tensor:
-    """Attention of one chain: query (heads, L, d), key and value (key heads, P, d) of its path; gives (heads, L, d)."""
+def _run_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention of one run: query (heads, L, d), key and value (key heads, P, d) of its path; gives (heads, L, d)."""
     heads, length, width = query.shape
     stacked = query.reshape(key.shape[0], -1, width)
-    out = F.scaled_dot_product_attention(stacked[None], key[None], value[None], attn_mask=chain.mask, scale=scaling)
+    out = F.scaled_dot_product_attention(stacked[None], key[None], value[None], attn_mask=mask, scale=scaling)
     return out.reshape(heads, length, width)
 
 
@@ -174,9 +182,10 @@ class _TreeAttention(torch.autograd.Function):
         key, value = key.contiguous(), value.contiguous()
         for chain in plan.chains:
             keys, values = key.index_select(1, chain.path), value.index_select(1, chain.path)
-            out[:, chain.start : chain.stop] = _chain_attention(
-                query[:, chain.start : chain.stop], keys, values, chain, scaling
-            )
+            for run in chain.runs:
+                out[:, run.start : run.stop] = _run_attention(
+                    query[:, run.start : run.stop], keys[:, : run.seen], values[:, : run.seen], run.mask, scaling
+                )
         ctx.save_for_backward(query, key, value)
         ctx.plan, ctx.scaling = plan, scaling
         return out
@@ -186,18 +195,19 @@ class _TreeAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for chain in ctx.plan.chains:
-            run = slice(chain.start, chain.stop)
-            with torch.enable_grad():
-                leaves = (
-                    query[:, run].detach().requires_grad_(),
-                    key.index_select(1, chain.path).requires_grad_(),
-                    value.index_select(1, chain.path).requires_grad_(),
-                )
-                out = _chain_attention(*leaves, chain, ctx.scaling)
-            from_out = torch.autograd.grad(out, leaves, gradients[0][:, run])
-            to_query[:, run] = from_out[0]
-            to_key.index_add_(1, chain.path, from_out[1])
-            to_value.index_add_(1, chain.path, from_out[2])
+            for run in chain.runs:
+                queries, path = slice(run.start, run.stop), chain.path[: run.seen]
+                with torch.enable_grad():
+                    leaves = (
+                        query[:, queries].detach().requires_grad_(),
+                        key.index_select(1, path).requires_grad_(),
+                        value.index_select(1, path).requires_grad_(),
+                    )
+                    out = _run_attention(*leaves, run.mask, ctx.scaling)
+                from_out = torch.autograd.grad(out, leaves, gradients[0][:, queries])
+                to_query[:, queries] = from_out[0]
+                to_key.index_add_(1, path, from_out[1])
+                to_value.index_add_(1, path, from_out[2])
         return to_query, to_key, to_value, None, None
 
 

@@ -58,7 +58,7 @@ def test_a_tree_needs_each_distinct_prefix_once_with_its_own_path() -> None:
 
 
 def test_tokens_are_counted_as_they_are_called() -> None:
-    found = counts([np.array([5, 6, 7]), np.array([5, 6, 8, 9]), np.array([5, 6, 7])], 0, 100)
+    found = counts([np.array([5, 6, 7]), np.array([5, 6, 8, 9]), np.array([5, 6, 7])], 0, 100, carry=False)
     assert found == {
         "given": 10,
         "padded_to_1024": 3072,
