@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.command_line import given_options, options
 from storage.runs import hardware, versions
 
-BENCHMARKS = ("token_counts", "preparation", "aggregation", "limit", "growth", "training", "scoring")
+BENCHMARKS = ("token_counts", "preparation", "aggregation", "forward", "limit", "growth", "training", "scoring")
 """Shortest first."""
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
