@@ -33,8 +33,7 @@ def ready_meanwhile(layout: Layout) -> AbstractContextManager[None]:
 def beside(steps: Sequence[Step], *, all_of_them: bool = True) -> Iterator[None]:
     """Take steps in a thread beside the block, one after the other; its end waits for all, or for the one in work.
 
-    A step that fails is left to whoever needs it, who tells why; after an error in the block no further step begins,
-    and none is waited for.
+    A step that fails is left to whoever needs it, who tells why; after an error in the block no further step begins.
     """
     ended = threading.Event()
     thread = threading.Thread(target=_take, args=(steps, ended), name="beside", daemon=True)
@@ -44,9 +43,11 @@ def beside(steps: Sequence[Step], *, all_of_them: bool = True) -> Iterator[None]
     except BaseException:
         ended.set()
         raise
-    if not all_of_them:
-        ended.set()
-    thread.join()
+    finally:
+        if not all_of_them:
+            ended.set()
+        # Also after Ctrl-C: a step that is cut off would leave half a model behind.
+        thread.join()
 
 
 def _take(steps: Sequence[Step], ended: threading.Event) -> None:
