@@ -242,16 +242,20 @@ class LinkRun:
         return Service("superlink", tuple(self.command()), answers=self._answers, address=self._settings.address)
 
     def command(self) -> list[str]:
-        """Flower's SuperLink with TLS and the sites' keys; what only this machine needs listens on loopback alone."""
+        """Flower's SuperLink, guarded: what each site may ask of it is limited, and what was denied told by events."""
+        guard = [sys.executable, "-m", "fl.link_guard", "--sites", str(self._settings.certs)]
+        return [*guard, "--run-folder", str(self.folder), *self.superlink_options()]
+
+    def superlink_options(self) -> list[str]:
+        """TLS and the sites' keys for flower-superlink; what only this machine needs listens on loopback alone."""
         settings = self._settings
-        files = {"--ssl-ca-certfile": CA, "--ssl-certfile": SERVER, "--ssl-keyfile": SERVER_KEY}
-        command = [str(Path(sys.executable).parent / "flower-superlink"), "--enable-supernode-auth"]
-        for option, name in files.items():
-            command += [option, str(settings.certs / name)]
-        command += ["--fleet-api-address", settings.address, "--disable-runtime-dependency-installation"]
-        command += ["--control-api-address", f"127.0.0.1:{settings.control_port}"]
-        command += ["--serverappio-api-address", f"127.0.0.1:{settings.app_port}"]
-        return command
+        options = ["--enable-supernode-auth"]
+        for option, name in {"--ssl-ca-certfile": CA, "--ssl-certfile": SERVER, "--ssl-keyfile": SERVER_KEY}.items():
+            options += [option, str(settings.certs / name)]
+        options += ["--fleet-api-address", settings.address, "--disable-runtime-dependency-installation"]
+        options += ["--control-api-address", f"127.0.0.1:{settings.control_port}"]
+        options += ["--serverappio-api-address", f"127.0.0.1:{settings.app_port}"]
+        return options
 
     def _answers(self, started: float) -> bool:
         link = Link(f"127.0.0.1:{self._settings.control_port}", self._settings.certs / CA)

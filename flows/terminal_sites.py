@@ -102,6 +102,7 @@ def event_words(event: Mapping[str, Any], names: Sequence[str]) -> str | None:
         "without": "goes on without {sites}, which do not take part",
         "unjudged": "{site} could not judge the adapter: {reason}",
         "judged": "round {round}: judged by {sites} sites",
+        "denied": "the link denies {site} what no site needs ({times} times): {reason}",
     }.get(event["event"])
     if words is None:
         return None

@@ -81,7 +81,11 @@ def test_a_bundle_that_sends_a_log_line_succeeds_at_flowers_own_node_and_not_at_
     run = LinkRun(tiny_rules(tiny_model, layout), settings, layout, print, tiny_model)
     environment = _environment(tmp_path / "flower")
     try:
-        programs.start("superlink", tmp_path, ["env", f"FLWR_HOME={environment['FLWR_HOME']}", *run.command()])
+        programs.start("superlink", tmp_path, [
+            "env", f"FLWR_HOME={environment['FLWR_HOME']}",
+            # Flower's own link: the guarded one would not give the bundle to anybody.
+            str(Path(sys.executable).parent / "flower-superlink"), *run.superlink_options(),
+        ])  # fmt: skip
         link = Link(f"127.0.0.1:{ports[1]}", certs / "link" / "ca.crt")
         wait_until(link.answers, programs)
         theirs, ours = (link.register(site.public_pem) for site in registered_sites(certs / "link")[:2])

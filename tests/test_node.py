@@ -1,102 +1,33 @@
-"""fl/node.py: a site's node against Flower's own Fleet API in this process, by TLS and with node authentication."""
+"""fl/node.py: a site's node against Flower's own Fleet API in this process, alone and behind fl/link_guard.py."""
 
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from fleets import Fleet, running_fleet
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.proto.fab_pb2 import GetFabRequest
-from flwr.server.app import _run_fleet_api_grpc_rere
-from flwr.server.superlink.fleet.grpc_rere.node_auth_server_interceptor import NodeAuthServerInterceptor
-from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION, TaskType
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.superlink.federation import NoOpFederationManager
 
 from fl.errors import LinkLost, LinkRefused
+from fl.link_guard import Limits
 from fl.node import CALLS, Node, read_site_key
-from storage.certificates import CA, SITE_KEY, issue, registered_sites
+from storage.certificates import CA, SITE_KEY, issue
 
 
-@dataclass
-class Fleet:
-    """A SuperLink's Fleet API with one run under way, and what a node tells before it sends."""
-
-    port: int
-    certs: Path
-    state: Any
-    store: Any
-    run: int
-    sent: list[tuple[str, bytes]] = field(default_factory=list)
-
-    def node(self, name: str, authority: Path | None = None) -> Node:
-        place = self.certs / "sites" / name
-        audit = lambda call, data: self.sent.append((call, data))  # noqa: E731
-        return Node(f"127.0.0.1:{self.port}", authority or place / CA, place / SITE_KEY, audit)
-
-    def ask(self, node_id: int, content: RecordDict) -> Message:
-        """Leave a message for a node, as a server app does."""
-        message = Message(content, dst_node_id=node_id, message_type="query.rules")
-        metadata = message.metadata.__dict__
-        metadata |= {"_run_id": self.run, "_src_node_id": SUPERLINK_NODE_ID}
-        metadata["_message_id"] = message.object_id
-        self.store.preregister(self.run, get_object_tree(message))
-        for name, part in get_all_nested_objects(message).items():
-            self.store.put(name, part.deflate())
-        assert self.state.store_message_ins(remove_content_from_message(message))
-        return message
-
-    def answer(self, asked: Message) -> Message:
-        """The reply to a message, put together from what the node has sent."""
-        [head] = self.state.get_message_res({asked.metadata.message_id})
-        tree = self.store.get_object_tree(head.metadata.message_id)
-        names = _names(tree)
-        reply = inflate_object_from_contents(tree.object_id, {name: self.store.get(name) for name in names})
-        assert isinstance(reply, Message)
-        return reply
-
-
-def _names(tree: Any) -> set[str]:  # noqa: ANN401
-    return {tree.object_id, *(name for child in tree.children for name in _names(child))}
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    certs = tmp_path / "certs"
-    issue(certs, ["north", "south"])
-    manager = NoOpFederationManager(simulation=False)
-    objects = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
-    states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, manager, objects)
-    state = states.state()
-    files = tuple((certs / "link" / name).read_bytes() for name in ("ca.crt", "server.crt", "server.key"))
-    server = _run_fleet_api_grpc_rere("127.0.0.1:0", states, objects, True, files, [NodeAuthServerInterceptor(states)])
-    run = state.create_run("a/b", "1", "0", {}, NOOP_FEDERATION, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
-    task = state.get_run_info(run_ids=[run])[0].primary_task_id
-    assert state.claim_task(task)
-    assert state.activate_task(task)
-    yield Fleet(int(server.bound_address.rpartition(":")[2]), certs, state, objects.store(), run)
-    server.stop(0)
-
-
-def _register(fleet: Fleet, name: str) -> int:
-    [site] = [site for site in registered_sites(fleet.certs / "link") if site.name == name]
-    return int(fleet.state.create_node(NOOP_FLWR_AID, "none", site.public_pem, 30))
+@pytest.fixture(params=[None, Limits()], ids=["flower", "guarded"])
+def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    with running_fleet(tmp_path, request.param) as found:
+        yield found
 
 
 def test_a_site_with_an_unknown_key_is_refused_and_one_that_is_registered_let_in(fleet: Fleet) -> None:
     node = fleet.node("north")
     with pytest.raises(LinkRefused, match="The link does not know this site's key"):
         node.activate()
-    number = _register(fleet, "north")
+    number = fleet.register("north")
     assert node.activate() == number
     node.deactivate()
     node.close()
@@ -104,7 +35,7 @@ def test_a_site_with_an_unknown_key_is_refused_and_one_that_is_registered_let_in
 
 def test_a_link_with_another_authoritys_certificate_is_not_spoken_to(fleet: Fleet, tmp_path: Path) -> None:
     issue(tmp_path / "other", ["north"])
-    _register(fleet, "north")
+    fleet.register("north")
     node = fleet.node("north", tmp_path / "other" / "sites" / "north" / CA)
     with pytest.raises((LinkRefused, LinkLost), match=r"certificate|CERTIFICATE|handshake|reached"):
         node.activate()
@@ -113,8 +44,8 @@ def test_a_link_with_another_authoritys_certificate_is_not_spoken_to(fleet: Flee
 
 
 def test_a_node_cannot_speak_for_another_with_its_own_key(fleet: Fleet) -> None:
-    theirs = _register(fleet, "south")
-    _register(fleet, "north")
+    theirs = fleet.register("south")
+    fleet.register("north")
     node = fleet.node("north")
     node.activate()
     node._node.node_id = theirs
@@ -124,7 +55,7 @@ def test_a_node_cannot_speak_for_another_with_its_own_key(fleet: Fleet) -> None:
 
 
 def test_a_message_arrives_whole_and_its_reply_too_and_all_that_is_sent_is_told_before(fleet: Fleet) -> None:
-    number = _register(fleet, "north")
+    number = fleet.register("north")
     node = fleet.node("north")
     node.activate()
     assert node.receive() is None
@@ -149,7 +80,7 @@ def test_a_message_arrives_whole_and_its_reply_too_and_all_that_is_sent_is_told_
 
 
 def test_a_request_that_the_ledger_refuses_is_not_sent(fleet: Fleet) -> None:
-    _register(fleet, "north")
+    fleet.register("north")
     place = fleet.certs / "sites" / "north"
 
     def refuse(call: str, data: bytes) -> None:
@@ -171,7 +102,7 @@ def test_a_node_knows_no_call_for_bundles(fleet: Fleet) -> None:
 
 
 def test_a_site_that_left_is_gone_at_once_and_may_come_again(fleet: Fleet) -> None:
-    number = _register(fleet, "north")
+    number = fleet.register("north")
     node = fleet.node("north")
     for _ in range(2):
         node.activate()

@@ -319,7 +319,7 @@ def test_a_killed_link_and_a_killed_site_end_with_the_same_bytes(ran: Ran, tiny_
         for name in NAMES:
             start(name)
         wait_until(lambda: rounds() >= 1, programs, 600)
-        superlink = next(each for each in left_over(homes / "link") if "flower-superlink" in " ".join(each.cmdline()))
+        superlink = next(each for each in left_over(homes / "link") if "fl.link_guard" in " ".join(each.cmdline()))
         os.kill(superlink.pid, signal.SIGKILL)  # the link alone: its supervisor starts it again
         wait_until(lambda: rounds() >= 2, programs, 600)
         programs.started[1].kill()  # a site, by a power cut

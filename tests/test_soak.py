@@ -77,7 +77,7 @@ class Soaked:
             place.plug(pulled=False)
         elif kind == "superlink":
             for process in left_over(self.real.home("link")):
-                if "flower-superlink" in " ".join(process.cmdline()):
+                if "fl.link_guard" in " ".join(process.cmdline()):
                     os.kill(process.pid, signal.SIGKILL)
         else:
             self.link.kill()
