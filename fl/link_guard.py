@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import PUBLIC_KEY_HEADER
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.server import app as superlink
 from flwr.supercore.inflatable.inflatable_object import (
     UnexpectedObjectContentError,
+    get_object_children_ids_from_object_content,
     get_object_id,
     iterate_object_tree,
 )
@@ -84,6 +85,7 @@ class Denied(Exception):
 class _Given:
     """A message that a site was given."""
 
+    run: int
     parts: frozenset[str]
     fetched: set[str] = field(default_factory=set)
     fetched_bytes: int = 0
@@ -125,8 +127,13 @@ class _Reply:
             message = inflate_object_from_contents(head.message_id, dict(self.contents), keep_object_contents=True)
         except Exception as error:  # whatever Flower's readers raise on bytes of somebody else's making
             raise Denied("it sends parts that make no reply") from error
-        if not isinstance(message, Message):
+        if not isinstance(message, Message) or not (message.has_error() or isinstance(message.content, RecordDict)):
             raise Denied("it sends parts that make no reply")
+        for part in iterate_object_tree(self.announced.message_object_trees[0]):
+            # Flower walks along what was announced first: other children could send it round for ever.
+            inside = get_object_children_ids_from_object_content(self.contents[part.object_id])
+            if [child.object_id for child in part.children] != inside:
+                raise Denied("it announces other parts than those of its reply")
         if wrong := [name for name in _SAME if getattr(message.metadata, name) != getattr(head, name)]:
             raise Denied(f"its reply has another {wrong[0]} inside than outside")
 
@@ -160,7 +167,7 @@ class Account:
             if call == "PullMessages":
                 for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
                     parts = frozenset(part.object_id for part in iterate_object_tree(tree))
-                    self._given[message.metadata.message_id] = _Given(parts)
+                    self._given[message.metadata.message_id] = _Given(message.metadata.run_id, parts)
                 while len(self._given) > _MESSAGES:
                     self._given.popitem(last=False)
             elif call == "PullObject" and answer.object_available:
@@ -179,11 +186,13 @@ class Account:
         if tree.object_id != head.message_id:
             raise Denied("it announces other parts than those of its reply")
         most = self._limits.reply_parts
-        parts = frozenset(part.object_id for part in islice(iterate_object_tree(tree), most + 1))
-        if len(parts) > most:
+        nodes = [part.object_id for part in islice(iterate_object_tree(tree), most + 1)]
+        if len(nodes) > most:
             raise Denied(f"its reply has more than {most:,} parts", exhausted=True)
+        parts = frozenset(nodes)
         with self._lock:
-            if (given := self._given.get(head.reply_to_message_id)) is None:
+            given = self._given.get(head.reply_to_message_id)
+            if given is None or given.run != head.run_id:
                 raise Denied("it replies to a message that was not given to it")
             if given.answered:
                 if parts != given.answered:
@@ -278,7 +287,10 @@ class Guard(grpc.ServerInterceptor):
         """Give a whole reply to Flower, the head first, as it wants it."""
         assert self._pass_reply is not None
         head = reply.announced.messages_list[0].metadata
-        for name in self._pass_reply(reply.announced, context).objects_to_push:
+        answer = self._pass_reply(reply.announced, context)
+        if "None" in answer.results:  # the reply came too late, or is none for another reason
+            return
+        for name in answer.objects_to_push:
             part = PushObjectRequest(
                 node=reply.announced.node, run_id=head.run_id, object_id=name, object_content=reply.contents[name]
             )

@@ -13,7 +13,7 @@ from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PushMessagesRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 
@@ -195,6 +195,33 @@ def test_parts_that_make_no_reply_end_the_server_apps_run_with_flower_and_are_de
             with pytest.raises(LinkRefused, match="sends parts that make no reply"):
                 hostile.push(tree.object_id, content)
             assert not hostile.heard
+
+
+def test_a_tree_that_is_not_that_of_the_parts_is_denied(guarded: Hostile) -> None:
+    reply = guarded.reply()
+    name = reply.object_id
+    proto = message_to_proto(remove_content_from_message(reply))
+    proto.metadata.message_id = name
+
+    def announce(tree: ObjectTree) -> Any:  # noqa: ANN401
+        request = PushMessagesRequest(node=guarded.node._node, messages_list=[proto], message_object_trees=[tree])
+        return guarded.call("PushMessages", request)
+
+    # Each part stands twice below the one before: little to announce, and 2^40 ways for who walks along it.
+    tree = get_object_tree(reply)
+    announce(ObjectTree(object_id=name, children=[*tree.children, *tree.children]))
+    with pytest.raises(LinkRefused, match="announces other parts than those of its reply"):
+        guarded.push_all(reply)
+    # A part beyond those that are counted would be waited for, and never come.
+    hidden = ObjectTree(object_id="f" * 64)
+    with pytest.raises(LinkRefused, match="more than 50 parts"):
+        announce(ObjectTree(object_id=name, children=[*[tree.children[0]] * 60, hidden]))
+    assert not guarded.heard
+
+
+def test_a_reply_for_another_run_is_denied(guarded: Hostile) -> None:
+    with pytest.raises(LinkRefused, match="replies to a message that was not given to it"):
+        guarded.announce(guarded.reply(run_id=guarded.fleet.run + 1))
 
 
 def test_parts_of_another_hash_or_of_no_kind_are_denied(guarded: Hostile) -> None:
