@@ -25,6 +25,7 @@ from fl.errors import BadReply, FederationError, LearningError, LostClients
 from fl.exchange import Arrays
 from fl.federation import TrainingJob, load_job
 from fl.model import load_model
+from fl.plain_arrays import printable
 from fl.server_app import commit_untouched, round_config, train_federation
 from fl.simulation import only_job, told
 from storage.adapters import CommittedRound, committed_rounds
@@ -37,6 +38,8 @@ app = ServerApp()
 
 _LOOK_SECONDS = 1.0
 """Between two looks for sites that have joined."""
+_MOST_WORDS = 200
+"""Characters of a site's reason that are shown."""
 _FAREWELL_SECONDS = 30.0
 """How long the end waits for sites that are not there."""
 
@@ -180,9 +183,10 @@ class Admission:
             try:
                 self.examples[partition] = self._admitted(reply, partition)
             except FederationError as error:
-                if self._refused.get(partition) != str(error):
-                    append_event(folder, "refused", site=name, reason=str(error))
-                self._refused[partition] = str(error)
+                reason = printable(error)[:_MOST_WORDS]
+                if self._refused.get(partition) != reason:
+                    append_event(folder, "refused", site=name, reason=reason)
+                self._refused[partition] = reason
             else:
                 self._refused.pop(partition, None)
                 append_event(folder, "joined", site=name, examples=self.examples[partition])
@@ -190,16 +194,11 @@ class Admission:
     def _admitted(self, reply: Message, partition: int) -> int:
         """The number of training windows that a site tells; raises FederationError where it does not take part."""
         if reply.has_error():
-            raise FederationError(_printable(reply.error.reason or "no reason given"))
+            raise FederationError(printable(reply.error.reason or "no reason given")[:_MOST_WORDS])
         examples = int(_told(reply, ADMIT, partition, self._federation)["examples"])
         if not 0 < examples <= MOST_WEIGHT:
             raise FederationError(f"it says that it has {examples} training windows")
         return examples
-
-
-def _printable(text: str) -> str:
-    """Words of a site as they may stand on a screen."""
-    return "".join(character for character in text if character.isprintable())[:200]
 
 
 def _told(reply: Message, kind: str, partition: int, federation: FederationOfSites) -> dict[str, Any]:
@@ -237,13 +236,13 @@ def judge_round(
         if partition is None:
             continue
         if reply.has_error():
-            missing[partition] = _printable(reply.error.reason or "no reason given")
+            missing[partition] = printable(reply.error.reason or "no reason given")[:_MOST_WORDS]
             continue
         try:
             rows[partition] = _told(reply, JUDGE, partition, federation)
             missing.pop(partition, None)
         except FederationError as error:
-            missing[partition] = str(error)
+            missing[partition] = printable(error)[:_MOST_WORDS]
     for partition, reason in missing.items():
         append_event(job.run_folder, "unjudged", site=federation.names[partition], reason=reason)
     append_numbers(job.run_folder, found.number, [rows[partition] for partition in sorted(rows)])

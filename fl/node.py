@@ -68,6 +68,8 @@ _TIMEOUT = 60.0
 _PATIENCE = 120.0
 """Seconds for which a call is tried again while the link cannot be reached."""
 _LONGEST_PAUSE = 5.0
+_BUSY = ("Concurrent RPC limit exceeded", "calls a second")
+"""How gRPC, and the link's guard, say that it is too much for now."""
 _WORDS = {
     "Invalid timestamp": "The clocks of this machine and of the link differ by over five minutes; set the wrong one.",
     "Invalid node ID": "The link does not know this connection: it was started anew, or took the site for gone.",
@@ -97,7 +99,8 @@ class _AuditedFleet:
                 return self._calls[name](request, timeout=_TIMEOUT)
             except grpc.RpcError as error:
                 code, details = error.code(), error.details() or ""
-                if code not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                busy = code is grpc.StatusCode.RESOURCE_EXHAUSTED and any(words in details for words in _BUSY)
+                if not busy and code not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
                     known = [words for start, words in _WORDS.items() if details.startswith(start)]
                     told = known[0] if known else f"The link refuses {name}: {details.rstrip('.') or code.name}."
                     raise LinkRefused(told) from error

@@ -23,6 +23,11 @@ class SentArray(Protocol):
     data: bytes
 
 
+def printable(words: object) -> str:
+    """What somebody else has sent as words, as it may stand on a screen."""
+    return "".join(character for character in str(words) if character.isprintable())
+
+
 def plain_array(sent: SentArray, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """The array `name`, which must have this type and shape; raises BadMessage for anything else.
 
@@ -32,7 +37,7 @@ def plain_array(sent: SentArray, name: str, dtype: np.dtype, shape: tuple[int, .
     if sent.stype != SERIALIZED:
         raise BadMessage(f"has {name} in the form {sent.stype!r:.40}, not {SERIALIZED}")
     if tuple(sent.shape) != shape or sent.dtype != str(dtype):
-        raise BadMessage(f"has {name} as {sent.dtype!s:.40}{tuple(sent.shape)!s:.80}, not {dtype}{shape}")
+        raise BadMessage(f"has {name} as {printable(sent.dtype):.40}{tuple(sent.shape)!s:.80}, not {dtype}{shape}")
     header = _header(dtype.str, shape)
     size = dtype.itemsize * int(np.prod(shape, dtype=object))
     if len(sent.data) != len(header) + size:
@@ -46,7 +51,9 @@ def claimed_array(sent: SentArray, name: str, dtypes: tuple[str, ...] = ("float3
     """As `plain_array`, where the sender decides on the shape, and on the type among some; values must be finite."""
     shape = tuple(sent.shape)
     if sent.dtype not in dtypes or len(shape) > _MOST_DIMENSIONS or not all(_is_size(size) for size in shape):
-        raise BadMessage(f"has {name} as {sent.dtype!s:.40}{shape!s:.80}, which is no array of {' or '.join(dtypes)}")
+        raise BadMessage(
+            f"has {name} as {printable(sent.dtype):.40}{shape!s:.80}, which is no array of {' or '.join(dtypes)}"
+        )
     array = plain_array(sent, name, np.dtype(sent.dtype), shape)
     if not np.isfinite(array).all():
         raise BadMessage(f"has NaN or infinity in {name}")

@@ -18,12 +18,13 @@ from fl.adapter_files import adapter_hash
 from fl.arrivals import replies_as_they_come
 from fl.averaging import MOST_WEIGHT
 from fl.combination import Combination, clipping_norm_after
+from fl.declared import COUNTS
 from fl.errors import BadMessage, BadReply, FederationError, LostClients
 from fl.exchange import Exchange
 from fl.federation import TrainingJob, draw_clients, load_job
 from fl.hyperparameters import cosine_rate
 from fl.noise import seed_key
-from fl.plain_arrays import claimed_array, plain_array
+from fl.plain_arrays import claimed_array, plain_array, printable
 from fl.strategies import Arrays, Reply
 from storage.adapters import CommittedRound, commit_round, committed_rounds, discard_unfinished
 from storage.events import append_event
@@ -44,6 +45,8 @@ _SILENT = "no reply in time"
 _NUMBERS = ("tokens", "computed_tokens", "steps", "seconds", "peak_memory_mb")
 """What a reply tells beside its examples and loss."""
 _MOST = 1e15
+_MOST_COUNTED = 2**32
+"""Of what is counted by round and client; storage/adapters.py keeps steps in 32 bits."""
 """No number that a reply tells is as large."""
 
 
@@ -137,6 +140,8 @@ def commit_first_adapter(
     if reply.has_error():
         raise LostClients(f"No first adapter: {_reason(reply)}")
     try:
+        if list(reply.content) != ["arrays"] or not reply.content.array_records:
+            raise BadMessage("has other records than its arrays")
         arrays = {name: claimed_array(array, name) for name, array in sorted(reply.content["arrays"].items())}
     except BadMessage as error:
         raise BadReply(f"The first adapter, as client 0 sent it, {error}; mend the client and run again.") from error
@@ -401,6 +406,8 @@ def _wrong_number(metrics: Mapping[str, Any], partition: int, examples: int, num
         value = metrics.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST:
             return f"tells no usable {name} ({value!r:.40})"
+        if name in COUNTS and (not isinstance(value, int) or value >= _MOST_COUNTED):
+            return f"tells {name} as {value!r:.40}, which is no count"
     if metrics["partition"] != partition:
         return f"says that it comes from client {metrics['partition']}"
     if metrics["round"] != number:
@@ -412,7 +419,7 @@ def _wrong_number(metrics: Mapping[str, Any], partition: int, examples: int, num
 
 def _reason(message: Message) -> str:
     """A client's failure in one line, without the names of the classes that carried it."""
-    text = " ".join((message.error.reason or "unknown").split())
+    text = printable(" ".join((message.error.reason or "unknown").split()))
     text = text.partition(":<'")[2].removesuffix("'>") or text
     return text if len(text) < 300 else f"{text[:300]}..."
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -244,7 +245,8 @@ class LinkRun:
     def command(self) -> list[str]:
         """Flower's SuperLink, guarded: what each site may ask of it is limited, and what was denied told by events."""
         guard = [sys.executable, "-m", "fl.link_guard", "--sites", str(self._settings.certs)]
-        return [*guard, "--run-folder", str(self.folder), *self.superlink_options()]
+        told = ["--run-folder", str(self.folder), "--reply-bytes", str(_reply_bytes(self._model, self._rules))]
+        return [*guard, *told, *self.superlink_options()]
 
     def superlink_options(self) -> list[str]:
         """TLS and the sites' keys for flower-superlink; what only this machine needs listens on loopback alone."""
@@ -286,6 +288,14 @@ def _reason(folder: Path, details: str) -> tuple[str, str]:
         if is_full(folder):
             return DiskFull.__name__, f"The disk of {folder} is full; rounds go on once there is room."
         return "", f"The server app ended without a word ({details[:200] or 'no details'})."
+
+
+def _reply_bytes(model: Path, rules: SiteRules) -> int:
+    """The most that a reply may have: twice the whole adapter in float32, which no codec exceeds, and some room."""
+    from fl.costs import adapter_shapes, model_config
+
+    values = sum(math.prod(shape) for shape in adapter_shapes(model_config(model), rules.tuning).values())
+    return 2 * 4 * values + 8 * 2**20
 
 
 def _environment(folder: Path) -> dict[str, str]:

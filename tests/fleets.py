@@ -88,7 +88,7 @@ def running_fleet(folder: Path, limits: Limits | None) -> Iterator[Fleet]:
         if limits is not None:
             keys = {site.public_pem: site.name for site in registered_sites(certs / "link")}
             guard = Guard(keys, lambda *denied: told.append(denied), limits)
-            patch.setattr(superlink, "generic_create_grpc_server", guarded(guard, limits))
+            patch.setattr(superlink, "generic_create_grpc_server", guarded(guard))
         server = superlink._run_fleet_api_grpc_rere(
             "127.0.0.1:0", states, objects, True, files, [NodeAuthServerInterceptor(states)]
         )

@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl.declared import COUNTS
 from fl.errors import BadMessage, BadReply, LostClients
 from fl.plain_arrays import SERIALIZED, claimed_array, plain_array
 from fl.server_app import check_replies
@@ -128,7 +129,7 @@ def _content(arrays: dict[str, Array], metrics: dict[str, Any], more: str) -> Re
 
 
 def _good_metrics() -> dict[str, Any]:
-    return {"partition": 0, "round": 1, "examples": 5, **dict.fromkeys(NUMBERS, 1.0)}
+    return {"partition": 0, "round": 1, "examples": 5, **{name: 1 if name in COUNTS else 1.0 for name in NUMBERS}}
 
 
 @settings(max_examples=300, deadline=None)

@@ -176,6 +176,8 @@ def test_replies_come_in_the_order_of_their_partitions() -> None:
         ({"examples": 0}, "counts 0 examples where 5"),
         ({"tokens": -1}, "no usable tokens"),
         ({"seconds": float("nan")}, "no usable seconds"),
+        ({"steps": 5_000_000_000}, "steps as 5000000000, which is no count"),
+        ({"tokens": 2.5}, "tokens as 2.5, which is no count"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(metrics: dict[str, float], told: str) -> None:
@@ -191,6 +193,13 @@ def test_a_second_reply_of_a_client_is_refused() -> None:
 def test_a_reply_that_never_came_is_named() -> None:
     with pytest.raises(LostClients, match="client 1: no reply in time"):
         check_replies([_reply(3, 0)], {3: 0, 4: 1}, CURRENT, {0: 5, 1: 5}, 1, 2)
+
+
+def test_a_clients_words_cannot_write_on_the_screen() -> None:
+    asked = Message(RecordDict(), dst_node_id=4, message_type="train")
+    told = Message(Error(code=1, reason="\x1b[2J\u202egone\ud800"), reply_to=asked)
+    with pytest.raises(LostClients, match=r"client 1: \[2Jgone Run again"):
+        check_replies([told, _reply(3, 0)], {3: 0, 4: 1}, CURRENT, {0: 5, 1: 5}, 1, 2)
 
 
 def test_a_client_whose_node_is_gone_is_named_though_the_link_itself_answers() -> None:
