@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fleets import Fleet, running_fleet
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.error import Error
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
@@ -119,6 +120,12 @@ def test_a_reply_is_handed_on_when_it_is_whole_and_not_when_it_is_announced(
     guarded.push_all(reply)
     assert dict(guarded.fleet.answer(guarded.asked).content["metrics"]) == {"loss": 0.25}
     assert guarded.fleet.told == []
+
+
+def test_an_error_is_a_reply_too(guarded: Hostile) -> None:
+    guarded.node.reply(Message(Error(code=7, reason="no windows"), reply_to=guarded.given), 0.1)
+    found = guarded.fleet.answer(guarded.asked)
+    assert (found.error.code, found.error.reason) == (7, "no windows")
 
 
 def test_a_reply_after_one_that_broke_off_is_the_one_that_counts(guarded: Hostile) -> None:
