@@ -15,7 +15,7 @@ FLOWER = {"fl.client_app", "fl.server_app", "fl.strategies", "fl.simulation"}
 # The deployment runtime: the server and the client of real sites, and how each talks to the link.
 FLOWER |= {"fl.link_app", "fl.site_app", "fl.link", "fl.link_guard", "fl.node"}
 WITH_STORAGE = {"fl.client_app", "fl.server_app", "fl.simulation", "fl.link_app", "fl.link_guard"}
-"""The server commits rounds, a client reads its share, the guard knows the registered sites and tells what it denied."""
+"""The server commits rounds, a client reads its share, the guard knows the registered sites and tells of denials."""
 PLACES = {
     "prefect": lambda module: module.split(".")[0] in {"flows", "tasks"},
     "torch": lambda module: module.startswith("fl."),
