@@ -49,7 +49,7 @@ def plain_array(sent: SentArray, name: str, dtype: np.dtype, shape: tuple[int, .
 
 def claimed_array(sent: SentArray, name: str, dtypes: tuple[str, ...] = ("float32",)) -> np.ndarray:
     """As `plain_array`, where the sender decides on the shape, and on the type among some; values must be finite."""
-    shape = tuple(sent.shape)
+    name, shape = printable(name), tuple(sent.shape)
     if sent.dtype not in dtypes or len(shape) > _MOST_DIMENSIONS or not all(_is_size(size) for size in shape):
         raise BadMessage(
             f"has {name} as {printable(sent.dtype):.40}{shape!s:.80}, which is no array of {' or '.join(dtypes)}"

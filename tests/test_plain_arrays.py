@@ -161,3 +161,9 @@ def test_a_good_reply_is_among_those_that_could_be_drawn() -> None:
     content = _content({name: Array(array) for name, array in EXPECTED.items()}, _good_metrics(), "")
     [found] = check_replies([Message(content, reply_to=asked)], {7: 0}, EXPECTED, {0: 5}, 1, 1)
     assert found.partition == 0
+
+
+def test_what_a_sender_calls_an_array_and_its_type_cannot_write_on_the_screen() -> None:
+    sent = Array("\x1b[2Jfloat32", (1,), SERIALIZED, b"")
+    with pytest.raises(BadMessage, match=r"^has \[1mw as \[2Jfloat32"):
+        claimed_array(sent, "\x1b[1mw")
