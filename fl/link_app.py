@@ -38,8 +38,6 @@ app = ServerApp()
 
 _LOOK_SECONDS = 1.0
 """Between two looks for sites that have joined."""
-_MOST_WORDS = 200
-"""Characters of a site's reason that are shown."""
 _FAREWELL_SECONDS = 30.0
 """How long the end waits for sites that are not there."""
 
@@ -183,7 +181,7 @@ class Admission:
             try:
                 self.examples[partition] = self._admitted(reply, partition)
             except FederationError as error:
-                reason = printable(error)[:_MOST_WORDS]
+                reason = _shown(error)
                 if self._refused.get(partition) != reason:
                     append_event(folder, "refused", site=name, reason=reason)
                 self._refused[partition] = reason
@@ -194,11 +192,16 @@ class Admission:
     def _admitted(self, reply: Message, partition: int) -> int:
         """The number of training windows that a site tells; raises FederationError where it does not take part."""
         if reply.has_error():
-            raise FederationError(printable(reply.error.reason or "no reason given")[:_MOST_WORDS])
+            raise FederationError(_shown(reply.error.reason or "no reason given"))
         examples = int(_told(reply, ADMIT, partition, self._federation)["examples"])
         if not 0 < examples <= MOST_WEIGHT:
             raise FederationError(f"it says that it has {examples} training windows")
         return examples
+
+
+def _shown(words: object) -> str:
+    """Words of a site as they may stand on a screen."""
+    return printable(words)[:200]
 
 
 def _told(reply: Message, kind: str, partition: int, federation: FederationOfSites) -> dict[str, Any]:
@@ -236,13 +239,13 @@ def judge_round(
         if partition is None:
             continue
         if reply.has_error():
-            missing[partition] = printable(reply.error.reason or "no reason given")[:_MOST_WORDS]
+            missing[partition] = _shown(reply.error.reason or "no reason given")
             continue
         try:
             rows[partition] = _told(reply, JUDGE, partition, federation)
             missing.pop(partition, None)
         except FederationError as error:
-            missing[partition] = printable(error)[:_MOST_WORDS]
+            missing[partition] = _shown(error)
     for partition, reason in missing.items():
         append_event(job.run_folder, "unjudged", site=federation.names[partition], reason=reason)
     append_numbers(job.run_folder, found.number, [rows[partition] for partition in sorted(rows)])

@@ -45,9 +45,9 @@ _SILENT = "no reply in time"
 _NUMBERS = ("tokens", "computed_tokens", "steps", "seconds", "peak_memory_mb")
 """What a reply tells beside its examples and loss."""
 _MOST = 1e15
+"""No number that a reply tells is as large."""
 _MOST_COUNTED = 2**32
 """Of what is counted by round and client; storage/adapters.py keeps steps in 32 bits."""
-"""No number that a reply tells is as large."""
 
 
 @app.main()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +88,24 @@ class Hostile:
         return list(self.fleet.state.get_message_res({self.asked.metadata.message_id}))
 
 
-@pytest.fixture
-def at_flower(tmp_path: Path) -> Iterator[Hostile]:
-    with running_fleet(tmp_path / "flower", None) as fleet:
+@contextmanager
+def _hostile(folder: Path, limits: Limits | None) -> Iterator[Hostile]:
+    with running_fleet(folder, limits) as fleet:
         hostile = Hostile(fleet)
         yield hostile
         hostile.node.close()
+
+
+@pytest.fixture
+def at_flower(tmp_path: Path) -> Iterator[Hostile]:
+    with _hostile(tmp_path / "flower", None) as hostile:
+        yield hostile
 
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Hostile]:
-    with running_fleet(tmp_path / "guarded", _SMALL) as fleet:
-        hostile = Hostile(fleet)
+    with _hostile(tmp_path / "guarded", _SMALL) as hostile:
         yield hostile
-        hostile.node.close()
 
 
 def _stored(hostile: Hostile) -> int:
