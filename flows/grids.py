@@ -71,6 +71,32 @@ _SITES: dict[str, dict[str, Value]] = {
 }
 """Sites that differ, between one that has all logs and sites that train alone; the same steps in all."""
 
+
+def _adapter(kind: str, codec: str = "none", rank: int = 8, **bases: str) -> dict[str, Value]:
+    """A kind of adapter, and how clients send it."""
+    more = {f"tuning.{name}": value for name, value in bases.items()}
+    return {"tuning.kind": kind, "tuning.rank": rank, "federation.codec": codec, **more}
+
+
+_LORA_8_TOP: dict[str, Value] = {**_adapter("lora", "topk"), "federation.topk_share": 0.01}
+_SENT: dict[str, dict[str, Value]] = {
+    "LoRA 8": _adapter("lora"),
+    "LoRA 8, float16": _adapter("lora", "float16"),
+    "LoRA 8, int8": _adapter("lora", "int8"),
+    "LoRA 8, int4": _adapter("lora", "int4"),
+    "LoRA 8, int4, down int8": {**_adapter("lora", "int4"), "federation.downlink_codec": "int8"},
+    "LoRA 8, sign": {**_adapter("lora", "sign"), "federation.codec_block": 256},
+    "LoRA 8, topk 1 %": _LORA_8_TOP,
+    "LoRA 8, topk 1 %, no feedback": {**_LORA_8_TOP, "federation.error_feedback": False},
+    "FFA-LoRA 8": _adapter("ffa"),
+    "FFA-LoRA 2, int4": _adapter("ffa", "int4", rank=2),
+    "RoLoRA 8": _adapter("rolora"),
+    "square 8 of the gradient, int8": _adapter("sb", "int8"),
+    "square 8 of the weights, int8": _adapter("sb", "int8", bases="weights"),
+    "square 8 at random, int8": _adapter("sb", "int8", bases="random"),
+}
+"""Adapters and codecs, from what sends all to what sends little."""
+
 _TUNINGS: dict[str, dict[str, Value]] = {
     "PT": {"tuning.kind": "none"},
     **{f"R={rank}": {"tuning.rank": rank} for rank in (2, 8, 32, 128)},
@@ -113,9 +139,21 @@ GRIDS: dict[str, Grid] = {
         },
     ),
     "sites": Grid(preset="hdfs-2pct", settings=_SMALL, axes={"sites": _SITES, SEED: [0]}),
+    # Both clients take part in every round, so that what a codec lost has five rounds to be made good in.
+    "codecs": Grid(
+        preset="hdfs-2pct",
+        settings={
+            **_SMALL,
+            **_shared(2, _ALIKE),
+            "federation.rounds": 6,
+            "training.steps": 1,
+            "training.batch_size": 8,
+        },
+        axes={"sends": _SENT, SEED: [0]},
+    ),
 }
 """`paper`: 54 cells for GPUs; `small`: 12 cells within 90 minutes on two cores, `atalaia sweep small
-source=HDFS_1.tar.gz`; `sites`: 14 more like them, of sites that differ."""
+source=HDFS_1.tar.gz`; like them 14 cells `sites`, of sites that differ, and 14 `codecs`, of what is sent."""
 
 
 def read_grid(name: str) -> Grid:

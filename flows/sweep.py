@@ -75,7 +75,7 @@ def sweep(grid: str, settings: list[str] | None = None) -> str:
     the end where cells have no results.
 
     Args:
-        grid: A grid's name (small, sites, paper), or the path of a .toml file with one.
+        grid: A grid's name (small, sites, codecs, paper), or the path of a .toml file with one.
         settings: As on the command line, such as rounds=6; one that names an axis takes only these of its values.
     """
     cells = cells_of(read_grid(grid), settings or [])

@@ -17,7 +17,7 @@ _SOME_FAILED = 1
 
 
 def sweep(
-    grid: Annotated[str, typer.Argument(help="A grid: small, sites, paper, or the path of a .toml file.")],
+    grid: Annotated[str, typer.Argument(help="A grid: small, sites, codecs, paper, or the path of a .toml file.")],
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
         typer.Argument(metavar="[KEY=VALUE]...", help="For all cells; tuning=PT,R=8 takes some places of an axis."),

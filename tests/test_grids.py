@@ -1,9 +1,11 @@
 """flows/grids.py: which cells a grid has, and what is wrong with one."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from fl.federation import CodecName
 from flows.grids import GRIDS, cells_of, read_grid
 from flows.settings import ConfigError, run_config
 
@@ -41,6 +43,20 @@ def test_sites_that_differ_train_as_many_steps_as_one_that_has_all_and_one_that_
     assert dealt == {("dirichlet", 0, 10), ("dirichlet", 5, 10), ("time", 0, 10), ("time", 9, 10)}
     ten = cells["10 by kind"].partition
     assert {rule.concentration for rule in alone if rule.kind == "dirichlet"} == {ten.concentration}
+
+
+def test_what_is_sent_differs_in_adapter_and_codec_alone_and_every_one_of_them_is_there() -> None:
+    cells = {cell.group: cell.config for cell in cells_of(GRIDS["codecs"], [])}
+    assert {config.tuning.kind for config in cells.values()} == {"lora", "ffa", "rolora", "sb"}
+    assert {config.federation.codec for config in cells.values()} == set(get_args(CodecName)) - {"float32"}
+    assert {config.federation.downlink_codec for config in cells.values()} == {"none", "int8"}
+    assert {config.tuning.bases for config in cells.values()} == {"gradient", "weights", "random"}
+    same = {"kind", "rank", "bases", "codec", "codec_block", "topk_share", "error_feedback", "downlink_codec"}
+    rest = [config.model_dump() for config in cells.values()]
+    for values in rest:
+        for part in ("tuning", "federation"):
+            values[part] = {name: value for name, value in values[part].items() if name not in same}
+    assert all(values == rest[0] for values in rest)
 
 
 def test_a_setting_holds_for_all_cells_and_one_that_names_an_axis_takes_some_of_its_places() -> None:
