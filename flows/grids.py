@@ -81,19 +81,19 @@ def _adapter(kind: str, codec: str = "none", rank: int = 8, **bases: str) -> dic
 _LORA_8_TOP: dict[str, Value] = {**_adapter("lora", "topk"), "federation.topk_share": 0.01}
 _SENT: dict[str, dict[str, Value]] = {
     "LoRA 8": _adapter("lora"),
-    "LoRA 8, float16": _adapter("lora", "float16"),
-    "LoRA 8, int8": _adapter("lora", "int8"),
-    "LoRA 8, int4": _adapter("lora", "int4"),
-    "LoRA 8, int4, down int8": {**_adapter("lora", "int4"), "federation.downlink_codec": "int8"},
-    "LoRA 8, sign": {**_adapter("lora", "sign"), "federation.codec_block": 256},
-    "LoRA 8, topk 1 %": _LORA_8_TOP,
-    "LoRA 8, topk 1 %, no feedback": {**_LORA_8_TOP, "federation.error_feedback": False},
+    "LoRA 8 float16": _adapter("lora", "float16"),
+    "LoRA 8 int8": _adapter("lora", "int8"),
+    "LoRA 8 int4": _adapter("lora", "int4"),
+    "LoRA 8 int4 down int8": {**_adapter("lora", "int4"), "federation.downlink_codec": "int8"},
+    "LoRA 8 sign": {**_adapter("lora", "sign"), "federation.codec_block": 256},
+    "LoRA 8 topk 1 %": _LORA_8_TOP,
+    "LoRA 8 topk 1 % without feedback": {**_LORA_8_TOP, "federation.error_feedback": False},
     "FFA-LoRA 8": _adapter("ffa"),
-    "FFA-LoRA 2, int4": _adapter("ffa", "int4", rank=2),
+    "FFA-LoRA 2 int4": _adapter("ffa", "int4", rank=2),
     "RoLoRA 8": _adapter("rolora"),
-    "square 8 of the gradient, int8": _adapter("sb", "int8"),
-    "square 8 of the weights, int8": _adapter("sb", "int8", bases="weights"),
-    "square 8 at random, int8": _adapter("sb", "int8", bases="random"),
+    "square 8 of the gradient int8": _adapter("sb", "int8"),
+    "square 8 of the weights int8": _adapter("sb", "int8", bases="weights"),
+    "square 8 at random int8": _adapter("sb", "int8", bases="random"),
 }
 """Adapters and codecs, from what sends all to what sends little."""
 

@@ -59,6 +59,13 @@ def test_what_is_sent_differs_in_adapter_and_codec_alone_and_every_one_of_them_i
     assert all(values == rest[0] for values in rest)
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_place_of_a_grid_can_be_asked_for_by_its_name(name: str) -> None:
+    for axis, values in GRIDS[name].axes.items():
+        for place in values:
+            assert cells_of(GRIDS[name], [f"{axis}={place}"])
+
+
 def test_a_setting_holds_for_all_cells_and_one_that_names_an_axis_takes_some_of_its_places() -> None:
     cells = cells_of(GRIDS["small"], ["tuning=R=8,FFT", "seed=7", "rounds=2"])
     assert [cell.name for cell in cells] == ["R=8, seed 7", "FFT, seed 7"]
