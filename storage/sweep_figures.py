@@ -1,5 +1,6 @@
 """The figures of a sweep, the paper's Figures 3 to 5 among them; cells without results are shown as not run."""
 
+import itertools
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -245,18 +246,24 @@ def _point(axes: Axes, cost: float, quality: float, name: str, colour: str) -> N
 
 
 def cost_against_quality(cells: Sequence[CellResult], path: Path) -> Picture:
-    """Every cell: label-free F1 with its interval, against bytes a client sends in a round and seconds of training."""
+    """Every cell: label-free F1 with its interval and AUROC, against bytes that a client sends up in a round and
+    seconds of training."""
     groups = grouped(cells)
-    colours = variant_colours(_variants(groups))
+    variants = _variants(groups)
+    colours = variant_colours(variants)
+    # One shape a base model; where there is only one, shapes tell variants apart whose colours had to be used again.
     shapes = {panel: _SHAPES[i % len(_SHAPES)] for i, panel in enumerate(groups)}
-    with picture(10.5, 4.4, columns=2) as (figure, panels):
+    again = {name: _SHAPES[i // len(_OTHERS) % len(_SHAPES)] for i, name in enumerate(variants)}
+    with picture(10.5, 7.2, columns=2, rows=2) as (figure, panels):
         for cell in _done(cells):
             label = f"{cell.panel}, {cell.variant}" if len(groups) > 1 else cell.variant
-            _cost_points(panels, cell, label, colours[cell.variant], shapes[cell.panel])
-        panels[0].set(xlabel="a client sends in a round (MB)", ylabel="label-free F1, all test windows")
-        panels[1].set(xlabel="training (seconds)")
-        for axes in panels:
+            shape = shapes[cell.panel] if len(groups) > 1 else again[cell.variant]
+            _cost_points(panels, cell, label, colours[cell.variant], shape)
+        for axes in panels[:2]:
             axes.set_ylim(-0.02, 1.03)
+        panels[0].set(ylabel="label-free F1, all test windows")
+        panels[2].set(xlabel="a client sends up in a round (MB)", ylabel="AUROC, all test windows")
+        panels[3].set(xlabel="training (seconds)")
         missing = [f"{panel}, {name}" for panel, each in groups.items() for name, few in each.items() if not _done(few)]
         told = f"{NOT_RUN}: {'; '.join(missing)}. " if missing else ""
         _legend(figure, panels, told + "Whiskers: 95 % bootstrap. Lines: cells that send or train nothing.")
@@ -264,20 +271,23 @@ def cost_against_quality(cells: Sequence[CellResult], path: Path) -> Picture:
 
 
 def _cost_points(panels: Sequence[Axes], cell: CellResult, label: str, colour: str, shape: str) -> None:
-    summary = cell.summary
-    free = summary.findings["label_free"] if summary else None
-    if summary is None or not free or free["f1"] is None:
+    """A cell's F1 in the upper and its AUROC in the lower panels, by bytes on the left and by seconds on the right."""
+    if cell.summary is None:
         return
-    f1, cost = free["f1"], summary.training
-    interval = (summary.findings["headline"] or {}).get("f1", {}).get("label_free")
-    whisker = [[max(0.0, f1 - interval["low"])], [max(0.0, interval["high"] - f1)]] if interval else None
-    trained = cost.train_seconds if cost.client_rounds else 0.0
-    for axes, amount in zip(panels, (cost.bytes_up_per_client_round / 1e6, trained), strict=True):
-        if amount <= 0:
-            axes.axhline(f1, color=colour, linewidth=1, linestyle="--", label=label)
+    found, cost = cell.summary.findings, cell.summary.training
+    interval = (found.get("headline") or {}).get("f1", {}).get("label_free")
+    amounts = (cost.bytes_up_per_client_round / 1e6, cost.train_seconds if cost.client_rounds else 0.0)
+    qualities = (((found.get("label_free") or {}).get("f1"), interval), (found.get("auroc"), None))
+    for place, ((quality, within), amount) in enumerate(itertools.product(qualities, amounts)):
+        if quality is None:
             continue
+        axes = panels[place]
+        if amount <= 0:
+            axes.axhline(quality, color=colour, linewidth=1, linestyle="--", label=label)
+            continue
+        whisker = [[max(0.0, quality - within["low"])], [max(0.0, within["high"] - quality)]] if within else None
         style: Any = {"fmt": shape, "color": colour, "markersize": 7, "markeredgecolor": "white", "elinewidth": 0.8}
-        axes.errorbar(amount, f1, yerr=whisker, label=label, **style)
+        axes.errorbar(amount, quality, yerr=whisker, label=label, **style)
         log_axis(axes)
 
 
