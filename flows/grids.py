@@ -86,6 +86,7 @@ _SENT: dict[str, dict[str, Value]] = {
     "LoRA 8 int4": _adapter("lora", "int4"),
     "LoRA 8 int4 down int8": {**_adapter("lora", "int4"), "federation.downlink_codec": "int8"},
     "LoRA 8 sign": {**_adapter("lora", "sign"), "federation.codec_block": 256},
+    "LoRA 2 sign": {**_adapter("lora", "sign", rank=2), "federation.codec_block": 256},
     "LoRA 8 topk 1 %": _LORA_8_TOP,
     "LoRA 8 topk 1 % without feedback": {**_LORA_8_TOP, "federation.error_feedback": False},
     "FFA-LoRA 8": _adapter("ffa"),
@@ -153,7 +154,7 @@ GRIDS: dict[str, Grid] = {
     ),
 }
 """`paper`: 54 cells for GPUs; `small`: 12 cells within 90 minutes on two cores, `atalaia sweep small
-source=HDFS_1.tar.gz`; like them 14 cells `sites`, of sites that differ, and 14 `codecs`, of what is sent."""
+source=HDFS_1.tar.gz`; like them 14 cells `sites`, of sites that differ, and 15 `codecs`, of what is sent."""
 
 
 def read_grid(name: str) -> Grid:
