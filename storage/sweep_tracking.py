@@ -63,9 +63,11 @@ def _escaped(text: str) -> str:
 
 
 def paper_metrics(paper: Mapping[str, pl.DataFrame], cells: Mapping[str, str]) -> dict[str, float]:
-    """The numbers of Table 2, and of the sweep's own cells those of Table 3; `cells` holds their names by run.
+    """The numbers of Table 2, and those of Table 3 that were measured apart or are of the sweep's own cells.
 
-    Under names such as table2/135M/R_8/sent_up and table3/135M__R_8__seed_0/scored_alone/measured_ms.
+    `cells` holds the cells' names by run. Names are such as table2/135M/R_8/sent_up,
+    table3/135M__R_8__seed_0/scored_alone/measured_ms and, measured apart,
+    table3/135M/float32_padded/<machine>/measured_ms.
     """
     found: dict[str, float] = {}
     for row in paper.get("table2", pl.DataFrame()).to_dicts():
@@ -73,6 +75,8 @@ def paper_metrics(paper: Mapping[str, pl.DataFrame], cells: Mapping[str, str]) -
     for row in paper.get("table3", pl.DataFrame()).to_dicts():
         if row["run_id"] in cells:
             found |= _numbers(row, "table3", cells[row["run_id"]], row["way"])
+        elif row["run_id"] is None and row["way"] is not None:
+            found |= _numbers(row, "table3", row["size"], row["way"], row["measured_on"])
     return found
 
 

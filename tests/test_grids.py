@@ -66,6 +66,12 @@ def test_every_place_of_a_grid_can_be_asked_for_by_its_name(name: str) -> None:
             assert cells_of(GRIDS[name], [f"{axis}={place}"])
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_cell_is_judged_beside_the_learned_baselines(name: str) -> None:
+    methods = {cell.config.baselines.methods for cell in cells_of(GRIDS[name], [])}
+    assert methods == {("deeplog", "logbert", "fedlog")}
+
+
 def test_a_setting_holds_for_all_cells_and_one_that_names_an_axis_takes_some_of_its_places() -> None:
     cells = cells_of(GRIDS["small"], ["tuning=R=8,FFT", "seed=7", "rounds=2"])
     assert [cell.name for cell in cells] == ["R=8, seed 7", "FFT, seed 7"]

@@ -214,7 +214,9 @@ def test_the_papers_tables_are_files_and_metrics(swept: tuple[Layout, SweepRecor
     assert all(re.fullmatch(r"[\w./-]+", name) for name in found)
 
 
-def test_table_3_is_of_the_sweeps_own_cells_each_with_metrics_of_its_own(tmp_path: Path) -> None:
+def test_table_3_is_of_the_sweeps_own_cells_and_of_what_was_measured_apart(
+    tmp_path: Path,
+) -> None:
     layout, times = Layout(tmp_path), {"mine-2": 20.0, "mine-8": 80.0, "other-8": 5.0, "other-big": 7.0}
     sizes = {"other-big": "HuggingFaceTB/SmolLM-1.7B"}
     for run_id, mean in times.items():
@@ -233,6 +235,7 @@ def test_table_3_is_of_the_sweeps_own_cells_each_with_metrics_of_its_own(tmp_pat
     assert measured == {
         "table3/135M__R_2__seed_0/scored_alone/measured_ms": 20.0,
         "table3/135M__R_8__seed_0/scored_alone/measured_ms": 80.0,
+        "table3/135M/padded/some_GPU/measured_ms": 9.0,
     }
     files = {path.name: path for path in write_sweep(record, paper, layout)}
     kept = pl.read_csv(files["table3.csv"]).select("size", "printed_ms", "measured_ms", "run_id", "measured_on")
