@@ -1,9 +1,9 @@
 """The simple rules on the experiments' windows: `python -m benchmarks.rule_experiments FILE.npz OUT.csv`.
 
-FILE.npz is that of benchmarks.gpu_experiment_windows. Each rule is fitted on the training windows, and again on these and
-the calibration windows, which a model without labels needs for its threshold and a rule could learn from. Judged are the
-test windows of every split, and those of the default split under every change, with how many of them a change alters:
-some changes find next to nothing to change in a log.
+FILE.npz is that of benchmarks.gpu_experiment_windows. Each rule is fitted on the training windows, and again on these
+and the calibration windows, which a model without labels needs for its threshold and a rule could learn from. Judged
+are the test windows of every split, and those of the default split under every change, with how many of them a change
+alters: some changes find next to nothing to change in a log.
 """
 
 import argparse

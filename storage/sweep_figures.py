@@ -17,6 +17,7 @@ from storage.pictures import ANOMALOUS, RULE, SEQUENCE, Picture, log_axis, marke
 from storage.sweep_results import CellResult, grouped
 
 NOT_RUN = "not run"
+_ONLY_ONE = "only the last round of a cell was scored"
 _RULE = "rule: "
 _OTHERS = ("#228833", "#aa3377", "#ccbb44", "#66ccee", "#ee7733", "#555555")
 _SHAPES = "osD^vP"
@@ -170,8 +171,13 @@ def _rule_f1(cells: Sequence[CellResult]) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in found.items()}
 
 
+def _no_choice_of_round(cells: Sequence[CellResult]) -> bool:
+    """Whether no cell had more than one trained round scored, so that a best round is only a name."""
+    return all(len(cell.scored_rounds) < 2 for cell in _done(cells))
+
+
 def best_f1(cells: Sequence[CellResult], path: Path) -> Picture:
-    """Figure 4 of the paper: the best F1 over the rounds by model, tuning and K; beneath it label-free F1 as well.
+    """Figure 4 of the paper: the best F1 over scored rounds by model, tuning and K; beneath it label-free F1 as well.
 
     Which round is the best the test labels say in both rows, so neither is what a federation would have got.
     """
@@ -186,12 +192,15 @@ def best_f1(cells: Sequence[CellResult], path: Path) -> Picture:
                 if not _places(variants):
                     axes.set_xticks([])
                 if place == 0:
-                    axes.set_ylabel(f"best F1 over rounds\n{words}", fontsize=8.5)
-        _legend(figure, panels)
-        caption = (
-            "Best F1 over the rounds by tuning and K (Figure 4 of the paper); the round is chosen by the test labels"
+                    axes.set_ylabel(f"best F1 over scored rounds\n{words}", fontsize=8.5)
+        only = _no_choice_of_round(cells)
+        _legend(figure, panels, _ONLY_ONE if only else "")
+        how = (
+            _ONLY_ONE
+            if only
+            else "the round is chosen by the test labels, in the lower row too, whose thresholds need none"
         )
-        return save(figure, path, f"{caption}, in the lower row too, whose thresholds need none")
+        return save(figure, path, f"Best F1 over the scored rounds by tuning and K (Figure 4 of the paper); {how}")
 
 
 def _best_bars(axes: Axes, variants: Mapping[str, Sequence[CellResult]], population: str, kind: str) -> None:
@@ -233,7 +242,10 @@ def communication(cells: Sequence[CellResult], path: Path) -> Picture:
         axes.set(xlabel="sent until the best round (MB, both ways)", ylabel="best F1 (balanced, oracle)")
 
     title = "Communication until the best round against the best F1 (Figure 5 of the paper)"
-    return _panels(cells, path, title, draw, note="A dashed line: the untouched model, which sends nothing.")
+    note = "A dashed line: the untouched model, which sends nothing."
+    if _no_choice_of_round(cells):
+        note = f"{note} {_ONLY_ONE[0].upper()}{_ONLY_ONE[1:]}."
+    return _panels(cells, path, title, draw, note=note)
 
 
 def _point(axes: Axes, cost: float, quality: float, name: str, colour: str) -> None:

@@ -41,6 +41,12 @@ class CellResult:
         clients = self._parquet("rounds/round-*/clients.parquet", kinds)
         return clients.group_by("round").agg(bytes=(pl.col("bytes_up") + pl.col("bytes_down")).sum()).sort("round")
 
+    @cached_property
+    def scored_rounds(self) -> list[int]:
+        """The rounds whose adapters were scored, without the untouched model's."""
+        rounds = self._parquet("metrics.parquet", {"round": pl.Int64()})
+        return rounds["round"].filter(rounds["round"] > 0).unique().sort().to_list()
+
     def best_f1(self, population: str, threshold: str) -> pl.DataFrame:
         """The best test F1 over the rounds for each K of top-K accuracy (k, f1, round); the earliest of equal rounds.
 

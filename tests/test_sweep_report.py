@@ -19,7 +19,7 @@ from storage.paper_views import PAPER_VIEWS
 from storage.pictures import Picture
 from storage.rounds import query
 from storage.runs import summary_of
-from storage.sweep_figures import DRAWN
+from storage.sweep_figures import DRAWN, best_f1
 from storage.sweep_files import PAPER_TABLES, write_sweep
 from storage.sweep_html import protocol_tables
 from storage.sweep_results import CellResult, cell_results, grouped
@@ -119,6 +119,25 @@ def test_cells_that_vary_otherwise_are_told_apart_by_their_names(swept: tuple[La
     ]
     found = cell_results(record.model_copy(update={"cells": cells}), layout)
     assert [cell.variant for cell in found] == [f"codec {place}" for place in range(5)]
+
+
+def test_where_only_last_rounds_were_scored_figures_do_not_speak_of_a_choice_among_rounds(
+    swept: tuple[Layout, SweepRecord], tmp_path: Path
+) -> None:
+    cells = _cells(swept)
+    assert "chosen by the test labels" in best_f1(cells, tmp_path / "several").caption
+    once = []
+    for number, cell in enumerate(cells):
+        if cell.folder:
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            kept = pl.read_parquet(cell.folder / "metrics.parquet").filter(pl.col("round") != 1)
+            kept.write_parquet(folder / "metrics.parquet")
+            cell = replace(cell, folder=folder)
+        once.append(cell)
+    told = best_f1(once, tmp_path / "once").caption
+    assert "only the last round" in told
+    assert "chosen" not in told
 
 
 def test_every_figure_is_there_for_reports_papers_and_screens(written: dict[str, Path]) -> None:
