@@ -12,7 +12,7 @@ from storage.adapters import commit_round
 from storage.layout import Layout
 from storage.paper_views import PAPER_VIEWS, size_of, tuning_label
 from storage.rounds import query
-from storage.runs import record_run
+from storage.runs import record_run, summary_of
 
 SHAPES = pl.DataFrame(
     {
@@ -62,7 +62,9 @@ def test_table_1_shows_the_papers_marks_and_says_of_every_other_method_that_it_w
     assert {name for name, row in rows.items() if row["measured"] == "not run"} == set(rows) - {"the paper"}
     ours = rows["the paper"]
     assert (ours["run_id"], ours["federated"], ours["pretrained"]) == ("lora8", True, True)
-    assert ours["measured"] == f"135M, R=8: F1 {ours['f1_label_free']:.3f} without labels, AUROC {ours['auroc']:.3f}"
+    told = f"135M, R=8: F1 {ours['f1_label_free']:.3f} without labels, AUROC {ours['auroc']:.3f}"
+    assert ours["measured"] == f"{told}, {ours['test_windows']} test windows"
+    assert ours["test_windows"] == summary_of("lora8", layout).findings["splits"]["test"]["windows"] > 0
 
 
 def test_table_1_measures_on_the_log_as_it_is_and_calls_small_models_what_they_are(tmp_path: Path) -> None:
@@ -72,6 +74,7 @@ def test_table_1_measures_on_the_log_as_it_is_and_calls_small_models_what_they_a
         "spoilt": {"split": {"contamination": 0.1}},
         "few": {"split": {"train_windows": 57}},
         "reworded": {"instability": {"kind": "reworded"}},
+        "alone": {"partition": {"only": 3}},
         "hidden": {"privacy": {"noise": "central"}},
         "packed": {"federation": {"codec": "int8"}},
     }
@@ -87,7 +90,22 @@ def test_table_1_measures_on_the_log_as_it_is_and_calls_small_models_what_they_a
     assert rows["the paper"]["run_id"] == "plain"
     # A small model is not trained by the paper's way of sending, so its newest run on the log as it is counts.
     assert rows["LogBERT"]["run_id"] == "packed"
-    assert rows["LogBERT"]["measured"] == "LogBERT-style masked model: F1 0.500 without labels, AUROC 0.500"
+    told = "LogBERT-style masked model: F1 0.600 without labels, AUROC 0.500"
+    assert rows["LogBERT"]["measured"] == f"{told}, {rows['LogBERT']['test_windows']} test windows"
+
+
+def test_of_several_runs_table_1_takes_the_one_with_the_most_test_windows_and_of_these_the_newest(
+    tmp_path: Path,
+) -> None:
+    layout = Layout(tmp_path)
+    for hour, (name, windows) in enumerate({"large, old": 900, "large, new": 900, "small, newest": 300}.items()):
+        save_run(layout, run_facts(name, started=f"2026-11-21T{hour:02}:00:00Z"))
+        path = layout.run(name) / "report.json"
+        report = json.loads(path.read_text())
+        report["findings"]["splits"]["test"]["windows"] = windows
+        path.write_text(json.dumps(report))
+    ours = query("SELECT run_id, test_windows FROM table1 WHERE method = 'the paper'", layout)
+    assert ours.rows() == [("large, new", 900)]
 
 
 def test_table_2_sets_the_printed_values_beside_the_computed_and_the_sent(layout: Layout) -> None:
