@@ -159,7 +159,9 @@ class Scorer:
 
     def _file(self, tuning: Tuning, adapter: str) -> Path:
         """Where the scores of an adapter lie: apart for every model, way of loading it, K and scoring source."""
-        facts: list[object] = [self._model.fingerprint, self._quantization, self._device, tuning.kind, self._ks]
+        # Not which GPU it is: a sweep's cells run on all of them, and share what they score.
+        kind, _, _ = self._device.partition(":")
+        facts: list[object] = [self._model.fingerprint, self._quantization, kind, tuning.kind, self._ks]
         facts += [tuning.scale_numerator / tuning.rank, source_hash(["fl.scoring", "fl.adapter"])]
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         return current().scores / name / f"{adapter}.parquet"

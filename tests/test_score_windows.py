@@ -58,6 +58,16 @@ def test_what_was_scored_before_is_looked_up(scorer: Scorer, untouched: Committe
     )
 
 
+def test_devices_of_one_kind_share_what_they_scored_and_other_kinds_score_anew(
+    scorer: Scorer, untouched: CommittedRound
+) -> None:
+    scorer.scores(untouched, _sequences(["a", "b"]), silent)
+    second = Scorer(scorer._model, Tuning(), 0, (1, 3), "none", "cpu:1")
+    assert second.scores(untouched, _sequences(["a", "b"]), silent)[1] == 0
+    other = Scorer(scorer._model, Tuning(), 0, (1, 3), "none", "cuda:1")
+    assert other._file(Tuning(), untouched.adapter_hash) != scorer._file(Tuning(), untouched.adapter_hash)
+
+
 @pytest.mark.parametrize("tuning", [Tuning(), Tuning(rank=2), Tuning(kind="ffa"), Tuning(kind="full")])
 def test_the_untouched_model_is_scored_once_whatever_is_to_be_trained(
     tuning: Tuning, tiny_model: Path, scorer: Scorer, tmp_path: Path
