@@ -69,6 +69,9 @@ def log_axis(axes: Axes, words: str = "{:,g}") -> None:
     """A logarithmic axis along the bottom with plain numbers, some within a decade too."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
+    if high < 2 * low:  # a single amount, or nearly: no tick would fall between
+        low, high = low / 2, high * 2
+        axes.set_xlim(low, high)
     few = high / low < 300
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.format(value)))

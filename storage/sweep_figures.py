@@ -17,7 +17,7 @@ from storage.pictures import ANOMALOUS, RULE, SEQUENCE, Picture, log_axis, marke
 from storage.sweep_results import CellResult, grouped
 
 NOT_RUN = "not run"
-_ONLY_ONE = "only the last round of a cell was scored"
+_ONLY_ONE = "Only the last round of a cell was scored"
 _RULE = "rule: "
 _OTHERS = ("#228833", "#aa3377", "#ccbb44", "#66ccee", "#ee7733", "#555555")
 _SHAPES = "osD^vP"
@@ -29,8 +29,9 @@ _LETTER = 0.09
 """Inches of a letter beneath the bars, about."""
 _LONG = 36
 """Letters up to which the names of what was not run have a place above a panel."""
+_BY_LABELS = "\n(round by the test labels)"
 _KINDS = {("balanced", "oracle"): "balanced sample, oracle threshold\n(the paper's way)"} | {
-    ("all", "label_free"): "all test windows, label-free threshold\n(round by the test labels)"
+    ("all", "label_free"): f"all test windows, label-free threshold{_BY_LABELS}"
 }
 Groups = Mapping[str, Mapping[str, Sequence[CellResult]]]
 
@@ -182,6 +183,7 @@ def best_f1(cells: Sequence[CellResult], path: Path) -> Picture:
     Which round is the best the test labels say in both rows, so neither is what a federation would have got.
     """
     groups = grouped(cells)
+    only = _no_choice_of_round(cells)
     with picture(max(5.2, _PANEL * len(groups)), 6.2, columns=len(groups), rows=len(_KINDS)) as (figure, panels):
         for row, ((population, kind), words) in enumerate(_KINDS.items()):
             for place, (panel, variants) in enumerate(groups.items()):
@@ -192,14 +194,11 @@ def best_f1(cells: Sequence[CellResult], path: Path) -> Picture:
                 if not _places(variants):
                     axes.set_xticks([])
                 if place == 0:
-                    axes.set_ylabel(f"best F1 over scored rounds\n{words}", fontsize=8.5)
-        only = _no_choice_of_round(cells)
+                    best = "F1 of the last round" if only else "best F1 over scored rounds"
+                    axes.set_ylabel(f"{best}\n{words.removesuffix(_BY_LABELS) if only else words}", fontsize=8.5)
         _legend(figure, panels, _ONLY_ONE if only else "")
-        how = (
-            _ONLY_ONE
-            if only
-            else "the round is chosen by the test labels, in the lower row too, whose thresholds need none"
-        )
+        chosen = "the round is chosen by the test labels, in the lower row too, whose thresholds need none"
+        how = _ONLY_ONE.lower() if only else chosen
         return save(figure, path, f"Best F1 over the scored rounds by tuning and K (Figure 4 of the paper); {how}")
 
 
@@ -244,7 +243,7 @@ def communication(cells: Sequence[CellResult], path: Path) -> Picture:
     title = "Communication until the best round against the best F1 (Figure 5 of the paper)"
     note = "A dashed line: the untouched model, which sends nothing."
     if _no_choice_of_round(cells):
-        note = f"{note} {_ONLY_ONE[0].upper()}{_ONLY_ONE[1:]}."
+        note = f"{note} {_ONLY_ONE}."
     return _panels(cells, path, title, draw, note=note)
 
 
@@ -271,8 +270,11 @@ def cost_against_quality(cells: Sequence[CellResult], path: Path) -> Picture:
             label = f"{cell.panel}, {cell.variant}" if len(groups) > 1 else cell.variant
             shape = shapes[cell.panel] if len(groups) > 1 else again[cell.variant]
             _cost_points(panels, cell, label, colours[cell.variant], shape)
-        for axes in panels[:2]:
-            axes.set_ylim(-0.02, 1.03)
+        for place, axes in enumerate(panels):
+            if axes.containers:
+                log_axis(axes)
+            bottom = min(0.9, axes.dataLim.y0 - 0.02) if place > 1 else -0.02
+            axes.set_ylim(bottom, 1 + 0.03 * (1 - bottom))
         panels[0].set(ylabel="label-free F1, all test windows")
         panels[2].set(xlabel="a client sends up in a round (MB)", ylabel="AUROC, all test windows")
         panels[3].set(xlabel="training (seconds)")
@@ -300,7 +302,6 @@ def _cost_points(panels: Sequence[Axes], cell: CellResult, label: str, colour: s
         whisker = [[max(0.0, quality - within["low"])], [max(0.0, within["high"] - quality)]] if within else None
         style: Any = {"fmt": shape, "color": colour, "markersize": 7, "markeredgecolor": "white", "elinewidth": 0.8}
         axes.errorbar(amount, quality, yerr=whisker, label=label, **style)
-        log_axis(axes)
 
 
 def false_alarms(cells: Sequence[CellResult], path: Path) -> Picture:
