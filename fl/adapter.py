@@ -12,7 +12,7 @@ from fl.adapter_files import Arrays, adapter_hash, read_adapter, save_adapter
 from fl.bases import put_squares
 from fl.errors import ModelError
 from fl.hyperparameters import Tuning
-from fl.model import LoadedModel
+from fl.model import MAKING, LoadedModel
 
 __all__ = (
     "Arrays",
@@ -33,16 +33,17 @@ def attach_adapter(loaded: LoadedModel, tuning: Tuning, seed: int) -> torch.nn.M
     LoRA's A is drawn from `seed`, B is 0. A former adapter is taken off first. Raises ModelError for full fine-tuning
     (or bases from its gradient) of quantized weights and for target names the model does not have.
     """
-    _detach(loaded.model)
     if tuning.kind == "full" and loaded.quantization != "none":
         raise ModelError("Full fine-tuning needs unquantized weights; use quantization=none, or tuning.kind=lora.")
     if tuning.takes_gradient and loaded.quantization != "none":
         raise ModelError("Bases from a gradient need unquantized weights; use quantization=none, or bases=weights.")
-    if not tuning.has_rank:
+    with MAKING:
+        _detach(loaded.model)
+        if tuning.has_rank:
+            return _attach_lora(loaded.model, tuning, seed)
         for parameter in loaded.model.parameters():
             parameter.requires_grad_(tuning.kind == "full")
         return loaded.model
-    return _attach_lora(loaded.model, tuning, seed)
 
 
 def _attach_lora(base: Any, tuning: Tuning, seed: int) -> torch.nn.Module:  # noqa: ANN401 (any transformers model)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -166,6 +167,12 @@ def _download(name: str, folder: Path) -> dict[str, str]:
     return {"source": f"huggingface.co/{name}", "licence": "see its model card"}
 
 
+MAKING = threading.RLock()
+"""Held while a model is loaded or an adapter attached. transformers replaces torch's initializers for the whole process
+meanwhile, and the generator is seeded for it; threads that did so at once (a sweep's cells, one on each GPU) had models
+with memory as it lay there for weights, and scores from them."""
+
+
 @lru_cache(maxsize=1)
 def load_model(folder: str | Path, quantization: str = "none", device: str = "auto") -> LoadedModel:
     """The causal language model in `folder`, loaded once a process.
@@ -182,7 +189,7 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
     chosen = _quantization(quantization, where, reasons)
     if where == "cpu":
         keep_freed_memory()
-    with quiet_transformers():
+    with MAKING, quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 path,

@@ -1,6 +1,8 @@
 """Adapters: names, seeds, files, and what does not fit."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -86,3 +88,23 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny: LoadedModel, tmp_path: P
 def test_alpha_is_twice_the_rank_unless_given() -> None:
     assert Tuning(rank=32).scale_numerator == 64
     assert Tuning(rank=32, alpha=5).scale_numerator == 5
+
+
+def test_threads_that_load_and_attach_at_once_have_the_model_that_each_would_have_alone(tiny_model: Path) -> None:
+    tokens = torch.arange(1, 30)[None]
+
+    def made(begin: Barrier | None = None) -> tuple[float, str]:
+        if begin:
+            begin.wait()
+        # Past the cache: threads of a sweep ask for different devices.
+        adapted = attach_adapter(load_model.__wrapped__(tiny_model), Tuning(rank=2), 0)
+        with torch.inference_mode():
+            return adapted(input_ids=tokens).logits.double().sum().item(), adapter_hash(adapter_arrays(adapted))
+
+    alone = made()
+    for _ in range(3):
+        begin = Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            found = [future.result() for future in [pool.submit(made, begin) for _ in range(2)]]
+        assert [adapter for _, adapter in found] == [alone[1]] * 2
+        assert [total for total, _ in found] == pytest.approx([alone[0]] * 2, rel=1e-6)
