@@ -138,14 +138,26 @@ _RARITY = (
 )
 
 
+def prevalence_words(findings: dict[str, Any]) -> str:
+    """At natural prevalence, or how far from it: where all that is left over is test, its anomalies are of the whole
+    log, but not its normal windows."""
+    splits = findings["splits"]
+    windows = sum(split["windows"] for split in splits.values())
+    natural = sum(split["anomalies"] for split in splits.values()) / max(1, windows)
+    tested = splits["test"]["anomalies"] / max(1, splits["test"]["windows"])
+    if splits["unused"]["windows"] or tested <= natural:
+        return "at natural prevalence"
+    return f"where anomalies are more frequent than in the log, {percent(tested)} instead of {percent(natural)}"
+
+
 def _how_detected(found: dict[str, Any]) -> str:
     """Which score decides and why, and where the threshold comes from."""
     calibration = found["splits"]["calibration"]["windows"]
     note = (
         f"The score that decides is the {score_name(found)}: {_why(found['chosen'])}."
         f"{_RARITY if found['score'] == 'rarity' else ''} The models' threshold comes from {calibration:,} normal "
-        f"calibration windows, for {percent(found['false_alarm_rate'])} false alarms. All test windows, at natural "
-        "prevalence. Loss: nats a token on the calibration windows, which training has not seen."
+        f"calibration windows, for {percent(found['false_alarm_rate'])} false alarms. All test windows, "
+        f"{prevalence_words(found)}. Loss: nats a token on the calibration windows, which training has not seen."
     )
     unchosen = found["without_labels"]
     if unchosen.get("f1") is not None and (unchosen["score"], None) != (found["score"], found["k"]):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from storage.report_tables import prevalence_words
+
 
 def headline(findings: dict[str, Any]) -> str:
     """The result in plain words, win or lose: label-free F1 with its interval, and the difference to the best rule."""
@@ -15,7 +17,7 @@ def headline(findings: dict[str, Any]) -> str:
         "unclear": "These windows cannot tell which of the two is better.",
     }[found["verdict"]]
     return (
-        f"Label-free F1 {free['f1']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}] at natural prevalence "
+        f"Label-free F1 {free['f1']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}] {prevalence_words(findings)} "
         f"({findings['anomalies']:,} of {findings['windows']:,} test windows are anomalous). The best simple rule, "
         f"{rule['name']}, has {rule['f1']:.3f}: a difference of {difference['estimate']:+.3f} "
         f"[{difference['low']:+.3f}, {difference['high']:+.3f}]. {verdict}"

@@ -154,6 +154,23 @@ def test_a_run_that_has_not_come_to_an_end_has_a_row_too() -> None:
     assert row["label_free"] is None
 
 
+def test_a_test_split_that_took_all_that_was_left_is_not_called_natural() -> None:
+    findings = _findings()
+    splits = {
+        "train": {"windows": 500, "anomalies": 0},
+        "calibration": {"windows": 200, "anomalies": 0},
+        "validation": {"windows": 0, "anomalies": 0},
+        "test": {"windows": 300, "anomalies": 30},
+        "unused": {"windows": 0, "anomalies": 0},
+    }
+    said = headline(findings | {"splits": splits})
+    assert "natural" not in said
+    assert "more frequent than in the log, 10.00 % instead of 3.00 %" in said
+    # Anomalous windows that were drawn to train or calibrate with are left out, as many as belong there.
+    natural = splits | {"unused": {"windows": 21, "anomalies": 21}}
+    assert "at natural prevalence (" in headline(findings | {"splits": natural})
+
+
 def test_the_headline_is_plain_about_winning_and_losing() -> None:
     findings = _findings()
     assert f"Label-free F1 {findings['label_free']['f1']:.3f} [" in headline(findings)
