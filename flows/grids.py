@@ -120,6 +120,7 @@ GRIDS: dict[str, Grid] = {
     # Figures 3 to 5 and Table 2: three sizes of SmolLM, every tuning, 50 rounds each; for GPUs.
     "paper": Grid(
         preset="paper",
+        settings={"baselines.methods": ["deeplog", "logbert", "fedlog"]},
         axes={
             "model": {size: {"model.name": f"HuggingFaceTB/SmolLM-{size}"} for size in ("135M", "360M", "1.7B")},
             "tuning": _TUNINGS,
