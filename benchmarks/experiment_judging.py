@@ -47,10 +47,10 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return scores
 
 
-def rules(windows: Windows, seed: int) -> dict[str, Any]:
-    """The four simple rules, fitted on the same training windows."""
+def rules(windows: Windows, seed: int, fitted_on: Sequence[str] = ("train",)) -> dict[str, Any]:
+    """The four simple rules, fitted on the windows of these splits."""
     judged = RuleJudge(windows)
-    rows = judged.rows(judged.flags(windows.rows("train")), seed)
+    rows = judged.rows(judged.flags(np.flatnonzero(np.isin(windows.split, fitted_on))), seed)
     return {
         row["rule"]: {name: rounded(row[name]) for name in ("f1", "precision", "recall", "false_alarm_rate")}
         for row in rows

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.experiment_data import AS_IT_IS, Corpus, load_corpora
-from fl.rule_comparison import RuleJudge
+from benchmarks.experiment_judging import rules
 
 FITTED_ON = {"train": ("train",), "train and calibration": ("train", "calibration")}
 SEED = 0
@@ -30,13 +30,10 @@ def judged_rules(name: str, corpus: Corpus) -> Iterator[dict[str, Any]]:
             place = {"log": name, "split": split, "change": order}
             place |= {"test_windows": int((windows.split == "test").sum())}
             place |= {"altered_windows": int(altered[windows.split == "test"].sum())}
-            judge = RuleJudge(windows)
             for told, parts in FITTED_ON.items():
-                rows = np.flatnonzero(np.isin(windows.split, parts))
-                for row in judge.rows(judge.flags(rows), SEED):
-                    if row["population"] == "all":
-                        rates = {rate: row[rate] for rate in ("f1", "precision", "recall", "false_alarm_rate")}
-                        yield {**place, "fitted_on": told, "windows": len(rows), "rule": row["rule"], **rates}
+                fitted = {"fitted_on": told, "windows": int(np.isin(windows.split, parts).sum())}
+                for rule, rates in rules(windows, SEED, parts).items():
+                    yield {**place, **fitted, "rule": rule, **rates}
 
 
 def main() -> None:
@@ -46,7 +43,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="CSV file to write")
     given = parser.parse_args()
     rows = [row for name, corpus in load_corpora(given.windows).items() for row in judged_rules(name, corpus)]
-    pl.DataFrame(rows, infer_schema_length=None).write_csv(given.out, float_precision=4)
+    pl.DataFrame(rows, infer_schema_length=None).write_csv(given.out)
 
 
 if __name__ == "__main__":
