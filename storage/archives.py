@@ -1,6 +1,5 @@
 """Raw logs brought into a stage: from an address, an archive, a folder or a plain file, or simulated."""
 
-import bz2
 import gzip
 import hashlib
 import lzma
@@ -8,21 +7,36 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+
+import pyarrow as pa
 
 from storage.datasets import DatasetConfig, DatasetSpec, resolve
 from storage.downloads import checksum, download
 from storage.errors import FormatError, SourceError
 from storage.hdfs_generator import generate
+from storage.log_inputs import decompressed
 from storage.progress import Progress, silent
 
 _CHUNK = 1 << 20
-_BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, RuntimeError)
-_TAR_MAGIC = slice(257, 262)
+_BROKEN = (
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    pa.ArrowException,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    RuntimeError,
+)
+ZIP = b"PK\x03\x04"
+"""How a ZIP archive begins."""
+TAR = b"ustar"
+TAR_MAGIC = slice(257, 262)
+"""Where a tar archive says that it is one, by `TAR`."""
 
 
 def fetch(
@@ -45,10 +59,15 @@ def fetch(
 
 
 def source_fingerprint(config: DatasetConfig) -> str:
-    """What stands for the source in a cache key: the content, an address with its checksum, or a simulation's seed."""
+    """What stands for the fetched files in a cache key: their names, and the source's content, an address with its
+    checksum (what it holds is not asked again), or a simulation's seed."""
     spec = resolve(config)
     if spec.name == "hdfs-sim":
         return f"simulated blocks={config.blocks} seed={config.seed}"
+    return " ".join(filter(None, [spec.raw_name, spec.label_file, _content(config, spec)]))
+
+
+def _content(config: DatasetConfig, spec: DatasetSpec) -> str:
     source = _source(config, spec)
     if _is_address(source):
         return f"{source} {config.sha256 or (spec.md5 if source == spec.url else '') or ''}".strip()
@@ -96,13 +115,13 @@ def _unpack(path: Path, spec: DatasetSpec, into: Path, progress: Progress) -> No
     with _told_as_source_error(path):
         if path.is_dir():
             found = _copy_plain(_plain_files(path, spec), into, progress)
-        elif _begins_with(path, b"PK\x03\x04"):
+        elif _begins_with(path, ZIP):
             found = _unzip(path, wanted, into, progress)
         else:
             with _decompressed(path) as stream:
-                head = stream.read(512)
-                stream.seek(0)
-                if head[_TAR_MAGIC] == b"ustar":
+                is_tar = stream.read(512)[TAR_MAGIC] == TAR
+            with _decompressed(path) as stream:
+                if is_tar:
                     found = _untar(stream, wanted, into, progress)
                 else:
                     found = _copy_log(stream, path, spec, into, progress)
@@ -119,7 +138,7 @@ def _told_as_source_error(path: Path) -> Iterator[None]:
     except _BROKEN as error:
         raise SourceError(f"{path} is truncated or damaged ({_reason(error)}); fetch it again.") from error
     except OSError as error:
-        if error.errno is None:  # bz2 tells of damaged data this way
+        if error.errno is None:  # bz2 and zstd tell of damaged data this way
             raise SourceError(f"{path} is damaged ({error}); fetch it again.") from error
         raise
 
@@ -135,12 +154,8 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _decompressed(path: Path) -> Iterator[IO[bytes]]:
-    open_it: Callable[[Path], Any] = partial(open, mode="rb")
-    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
-        if _begins_with(path, magic):
-            open_it = opener
-    with open_it(path) as stream:
-        yield stream
+    with path.open("rb") as file:
+        yield decompressed(file)[1]
 
 
 def _plain_files(folder: Path, spec: DatasetSpec) -> dict[str, Path]:
@@ -202,5 +217,5 @@ def _copy(stream: IO[bytes], target: Path, total: int | None, progress: Progress
             file.write(chunk)
             done += len(chunk)
             progress(done, total, f"bytes of {target.name}")
-    if total is not None and done != total:
+    if total is not None and done < total:  # a log that is being written may hold more by now
         raise EOFError(f"{target.name} ends after {done:,} of {total:,} bytes")

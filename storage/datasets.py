@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from storage.descriptions import read_description, told_as_format_error
+from storage.descriptions import PlainName, read_description, told_as_format_error
 from storage.log_formats import LogFormat
 from storage.masks import MaskRules
 from storage.windows import WindowRule
@@ -56,11 +56,11 @@ class DatasetSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str
+    name: PlainName
     """Short name, without a path."""
-    raw_name: str
+    raw_name: PlainName
     """The raw log's file name, in its archive and in the download stage."""
-    label_file: str | None = None
+    label_file: PlainName | None = None
     """The label file's name (session key, label, optionally Kind); null: none."""
     url: str | None = None
     """The official address; null: none."""

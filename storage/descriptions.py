@@ -4,13 +4,23 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from storage.errors import FormatError
 from storage.masks import MaskRule, MaskRules
 from storage.windows import WindowRule
+
+
+def _without_folders(name: str) -> str:
+    if name in {"", ".", ".."} or name != Path(name).name or "\0" in name:
+        raise ValueError(f"{name!r} is not a plain name; leave folders out: files are found wherever in the source")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_without_folders)]
+"""A name without folders: what is fetched is written under it, and a path could lead to the user's own log."""
 
 
 class Labels(BaseModel):
@@ -18,7 +28,7 @@ class Labels(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    file: str | None = None
+    file: PlainName | None = None
     """A CSV file beside the log or in its archive: key, label, optionally Kind."""
     field: str | None = None
     """A field of the format."""
@@ -37,13 +47,13 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str
+    name: PlainName
     """A short name for tables and reports."""
     format: str
     """The lines' format in loghub's notation."""
     source: str | None = None
     """A log file, folder or archive (relative to this file), or an http(s) address; may be given at the run instead."""
-    log: str | None = None
+    log: PlainName | None = None
     """The log's file name within a folder or archive; not needed where the source is the log itself."""
     time_format: str | None = None
     """strftime notation of the time, or `epoch`."""
@@ -94,7 +104,7 @@ class Description(BaseModel):
 
     def _raw_name(self) -> str:
         given = Path((self.source or "").split("?")[0]).name
-        for ending in (".gz", ".bz2", ".xz"):
+        for ending in (".gz", ".zst", ".bz2", ".xz"):
             given = given.removesuffix(ending)
         return self.log or given or f"{self.name}.log"
 

@@ -108,7 +108,7 @@ def _opened(log: Path | str) -> Iterator[BinaryIO]:
     what = ""
     try:
         with _raw(log) as raw:
-            what, file = _decompressed(raw)
+            what, file = decompressed(raw)
             yield file
     except (EOFError, lzma.LZMAError, zlib.error, OSError, pa.ArrowException) as error:
         if what:
@@ -123,7 +123,13 @@ def _raw(log: Path | str) -> io.BufferedReader:
     return Path(log).open("rb")
 
 
-def _decompressed(file: io.BufferedReader) -> tuple[str, BinaryIO]:
+def is_compressed(start: bytes) -> bool:
+    """Whether a file that begins so is compressed in a way known here."""
+    return start.startswith(tuple(_MAGIC))
+
+
+def decompressed(file: io.BufferedReader) -> tuple[str, BinaryIO]:
+    """How a file is compressed (empty: it is not), and its content, to be read once from its beginning."""
     start = file.peek(8)[:8]
     for magic, (what, opened) in _MAGIC.items():
         if start.startswith(magic):

@@ -14,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 import pytest
 
 from storage.archives import fetch, source_fingerprint
@@ -67,6 +68,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "gz": lambda place: _beside(place / "mine.log.gz", gzip.compress(LOG)),
     "bz2": lambda place: _beside(place / "mine.log.bz2", bz2.compress(LOG)),
     "xz": lambda place: _beside(place / "mine.log.xz", lzma.compress(LOG)),
+    "zst": lambda place: _beside(place / "mine.log.zst", pa.compress(LOG, codec="zstd", asbytes=True)),
 }
 
 
@@ -97,7 +99,7 @@ def test_an_address_gives_the_official_files(tmp_path: Path) -> None:
     assert (into / "HDFS.log").read_bytes() == LOG
 
 
-@pytest.mark.parametrize("kind", ["tar.gz", "tar.bz2", "tar.xz", "zip", "gz", "bz2", "xz", "tar"])
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.bz2", "tar.xz", "zip", "gz", "bz2", "xz", "zst", "tar"])
 @pytest.mark.parametrize("share", [0.0005, 0.3, 0.9, 0.9999])
 def test_a_truncated_source_is_told_wherever_it_is_cut(kind: str, share: float, tmp_path: Path) -> None:
     source = SOURCES[kind](tmp_path)
@@ -208,6 +210,32 @@ def test_labels_beside_a_log_are_part_of_its_content(tmp_path: Path) -> None:
     first = source_fingerprint(DatasetConfig(name="hdfs", source=str(source)))
     (tmp_path / "anomaly_label.csv").write_bytes(LABELS + b"blk_2,Anomaly\n")
     assert source_fingerprint(DatasetConfig(name="hdfs", source=str(source))) != first
+
+
+def test_other_wanted_files_of_the_same_source_are_another_download(tmp_path: Path) -> None:
+    source = tmp_path / "app-2026.log"
+    source.write_bytes(LOG)
+    described = 'name = "app"\nformat = "<Date> <Time> <Content>"\nwindow = {kind = "count", size = 5}\n'
+    labels = '[labels]\nfile = "labels.csv"\n'
+    found = set()
+    for text in (described, f'log = "app-2026.log"\n{described}', described + labels):
+        (tmp_path / "app.toml").write_text(text)
+        found.add(source_fingerprint(DatasetConfig(name=str(tmp_path / "app.toml"), source=str(source))))
+    assert len(found) == 3
+
+
+def test_a_log_that_grows_while_its_folder_is_copied_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    source = _folder(tmp_path / "x")
+    written = []
+
+    def write_on(*_: object) -> None:
+        if not written:
+            written.append((source / "HDFS.log").open("ab").write(b"one line more\n"))
+
+    into = tmp_path / "stage"
+    into.mkdir()
+    fetch(DatasetConfig(name="hdfs", source=str(source)), HDFS, into, tmp_path, write_on)
+    assert (into / "HDFS.log").read_bytes().startswith(LOG)
 
 
 def test_an_address_is_known_by_itself_and_its_checksum() -> None:

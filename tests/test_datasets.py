@@ -118,6 +118,10 @@ def test_times_are_taken_from_the_fields_named_date_and_time(tmp_path: Path) -> 
         ("key = ", "# key = ", "session windows need a key"),
         ('name = "shop"', 'name = "shop', "is not a TOML file"),
         ('file = "orders.csv"', "", "give either file or field"),
+        ('file = "orders.csv"', 'file = "labels/orders.csv"', "labels.file: 'labels/orders.csv' is not a plain name"),
+        ('site = "Host"', 'log = "/var/log/shop.log"', "log: '/var/log/shop.log' is not a plain name"),
+        ('name = "shop"', 'name = "../shop"', "name: '../shop' is not a plain name"),
+        ('name = "shop"', 'name = ".."', "name: '..' is not a plain name"),
     ],
 )
 def test_a_mistake_in_the_file_is_told_in_one_line(old: str, new: str, complaint: str, tmp_path: Path) -> None:
@@ -168,3 +172,10 @@ def test_the_documented_example_reads_the_documented_log(tmp_path: Path) -> None
     windows = pl.read_parquet(tmp_path / "window" / "windows.parquet")
     assert windows.select("key", "label", "lines").rows() == [("7", 1, 2), ("8", None, 1)]
     assert pl.read_parquet(tmp_path / "mask" / "messages.parquet").height == 2
+
+
+@pytest.mark.parametrize("path", ["/abs/shop.log", "../shop.log", "logs/shop.log", "..", "."])
+def test_no_dataset_can_name_a_file_outside_the_folder_it_is_fetched_to(path: str) -> None:
+    for field in ("raw_name", "label_file"):
+        with pytest.raises(ValidationError, match="is not a plain name"):
+            type(HDFS).model_validate(HDFS.model_dump() | {field: path})
