@@ -1,11 +1,13 @@
 """Where alerts go: JSON Lines, CSV or Parquet, by the file's ending. They hold raw lines, as the logs themselves do."""
 
 import csv
+import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -13,13 +15,15 @@ from typing import Any, Protocol, TextIO
 import polars as pl
 
 from storage.alerts import FoundAlert, Identity
-from storage.disks import unwritten
+from storage.disks import append_whole, unwritten
 from storage.errors import FormatError
 from storage.summaries import SurprisingMessage
 from storage.tables import TableWriter
 
 ENDINGS = (".jsonl", ".csv", ".parquet")
 STANDARD_OUTPUT = "-"
+_CUT = "surrogateescape"
+"""Part of a character, where a row was cut off, is read as what it is."""
 _TYPES: dict[Any, Any] = {str: pl.String, int: pl.UInt32}
 _REASON = pl.Struct(
     {name: _TYPES.get(field.annotation, pl.Float64) for name, field in SurprisingMessage.model_fields.items()}
@@ -60,7 +64,7 @@ class AlertFile(AbstractContextManager["AlertFile"]):
         Raises FormatError for an unknown ending, StorageError where the file cannot be written.
         """
         self._known: set[Identity] = set()
-        self._sink: _Sink | None = _JsonLines(sys.stdout) if output == STANDARD_OUTPUT else None
+        self._sink: _Sink | None = _JsonLines(_print) if output == STANDARD_OUTPUT else None
         self._path = Path(output or "").expanduser()
         if output is not None and self._sink is None:
             self._sink = self._opened(append)
@@ -75,9 +79,12 @@ class AlertFile(AbstractContextManager["AlertFile"]):
             if path.suffix == ".parquet":
                 return _Parquet(path)
             more = append and path.is_file() and path.stat().st_size > 0
-            self._known = set(_identities(path)) if more else set()
-            file = path.open("a" if more else "w", encoding="utf-8", newline="")
-            return _JsonLines(file) if path.suffix == ".jsonl" else _Csv(file, header=not more)
+            if more:
+                self._known = _kept(path)
+            else:
+                path.write_bytes(b"")
+            write = partial(_append, path)
+            return _JsonLines(write) if path.suffix == ".jsonl" else _Csv(write, header=not more)
 
     def add(self, alerts: Iterable[FoundAlert]) -> list[FoundAlert]:
         """Write alerts, and give back those that the file did not hold before."""
@@ -96,35 +103,39 @@ class AlertFile(AbstractContextManager["AlertFile"]):
 
 
 class _JsonLines:
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
 
     def write(self, alerts: Sequence[FoundAlert]) -> None:
-        for alert in alerts:
-            self._file.write(json.dumps(alert.row(), ensure_ascii=False) + "\n")
-        self._file.flush()
+        self._write("".join(json.dumps(alert.row(), ensure_ascii=False) + "\n" for alert in alerts))
 
     def close(self, finished: bool) -> None:
-        if self._file is not sys.stdout:
-            self._file.close()
+        """Every batch is written at once."""
 
 
 class _Csv:
-    def __init__(self, file: TextIO, header: bool) -> None:
-        self._file = file
-        self._writer = csv.DictWriter(file, list(_SCHEMA))
+    def __init__(self, write: Callable[[str], None], header: bool) -> None:
+        self._write = write
         if header:
-            self._writer.writeheader()
+            self._write(self._text(lambda table: table.writeheader()))
 
     def write(self, alerts: Sequence[FoundAlert]) -> None:
-        for alert in alerts:
-            reasons = [f"{message.text} [{message.token}]" for message in alert.reasons or []]
-            raw = [line.text for line in alert.raw]
-            self._writer.writerow(alert.row() | {"reasons": "\n".join(reasons), "raw": "\n".join(raw)})
-        self._file.flush()
+        self._write(self._text(lambda table: table.writerows(map(self._row, alerts))))
 
     def close(self, finished: bool) -> None:
-        self._file.close()
+        """Every batch is written at once."""
+
+    @staticmethod
+    def _text(fill: Callable[["csv.DictWriter[str]"], object]) -> str:
+        text = io.StringIO(newline="")
+        fill(csv.DictWriter(text, list(_SCHEMA)))
+        return text.getvalue()
+
+    @staticmethod
+    def _row(alert: FoundAlert) -> dict[str, Any]:
+        reasons = [f"{message.text} [{message.token}]" for message in alert.reasons or []]
+        raw = [line.text for line in alert.raw]
+        return alert.row() | {"reasons": "\n".join(reasons), "raw": "\n".join(raw)}
 
 
 class _Parquet:
@@ -146,15 +157,65 @@ class _Parquet:
             self._part.unlink()
 
 
-def _identities(path: Path) -> Iterator[Identity]:
-    """The alerts that a file of ours holds; raises FormatError where it is none."""
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _append(path: Path, text: str) -> None:
+    """All of it or nothing: half a row would be all that the file is known by the next time."""
+    append_whole(path, text.encode())
+
+
+def _kept(path: Path) -> set[Identity]:
+    """The alerts that a file of ours holds, cut off after the last whole one; raises FormatError where it is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
-            for row in rows:
-                yield row["window"], row["sequence_hash"], int(row["lines"])
+        with path.open(encoding="utf-8", errors=_CUT, newline="") as file:
+            known, end = _csv_rows(file) if path.suffix == ".csv" else _json_rows(file)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise FormatError(f"{path} does not hold alerts that could be added to; name another file.") from error
+    if end < path.stat().st_size:
+        os.truncate(path, end)  # what wrote it was killed in the middle of a row
+    return known
+
+
+def _json_rows(file: TextIO) -> tuple[set[Identity], int]:
+    """The alerts of the whole lines, and the bytes that these take."""
+    known: set[Identity] = set()
+    end = 0
+    for line in file:
+        if known and not line.endswith("\n"):
+            break
+        known.add(_identity(json.loads(line)))
+        end += len(line.encode(errors=_CUT))
+    return known, end
+
+
+def _csv_rows(file: TextIO) -> tuple[set[Identity], int]:
+    """The alerts of the whole rows, and the bytes that these take; the raw lines in a row have ends of their own."""
+    read, last = 0, ""
+
+    def lines() -> Iterator[str]:
+        nonlocal read, last
+        for last in file:
+            read += len(last.encode(errors=_CUT))
+            yield last
+
+    table = csv.DictReader(lines())
+    if table.fieldnames != list(_SCHEMA):
+        raise ValueError("other columns")
+    known: set[Identity] = set()
+    end = read
+    for row in table:
+        if None in row.values() or not last.endswith("\n"):
+            break
+        known.add(_identity(row))
+        end = read
+    return known, end
+
+
+def _identity(row: Mapping[str, Any]) -> Identity:
+    return row["window"], row["first_time"] or "", row["sequence_hash"], int(row["lines"])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from storage.raw_blocks import RawLine
 from storage.summaries import SurprisingMessage
 
-Identity = tuple[str, str, int]
+Identity = tuple[str, str, str, int]
 _MOST_SHOWN = 50
 
 
@@ -51,8 +51,9 @@ class FoundAlert(BaseModel):
 
     @property
     def identity(self) -> Identity:
-        """What tells one alert from another."""
-        return self.window, self.sequence_hash, self.lines
+        """What tells one alert from another: numbers of windows and keys come again in other logs, at other times."""
+        began = self.first_time.isoformat() if self.first_time else ""
+        return self.window, began, self.sequence_hash, self.lines
 
     @property
     def unusual(self) -> str:

@@ -1,7 +1,9 @@
 """Alert files hold the same in every format, take only new alerts when appended to, and tell what cannot be written."""
 
 import csv
+import errno
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -11,14 +13,14 @@ import pytest
 
 from storage.alert_files import AlertFile
 from storage.alerts import AlertKinds, FoundAlert, share_below, unusual_words
-from storage.errors import FormatError, StorageError
+from storage.errors import DiskFull, FormatError, StorageError
 from storage.raw_blocks import RawLine
 from storage.summaries import SurprisingMessage
 
 REASON = SurprisingMessage(text="disk <*> failed", surprise=9.5, position=2, token="failed", expected="ok")
 
 
-def alert(number: int, score: float = 7.5, kind: str = "k") -> FoundAlert:
+def alert(number: int, score: float = 7.5, kind: str = "k", day: int = 1) -> FoundAlert:
     return FoundAlert(
         window=f"job-{number}",
         score=score,
@@ -26,7 +28,7 @@ def alert(number: int, score: float = 7.5, kind: str = "k") -> FoundAlert:
         higher_than=1.0,
         calibration_windows=1109,
         site="web1",
-        first_time=datetime(2026, 5, 1, 10),
+        first_time=datetime(2026, 5, day, 10, microsecond=1500),
         last_time=None,
         lines=2,
         truncated=False,
@@ -73,6 +75,57 @@ def test_appending_adds_only_alerts_that_the_file_lacks(ending: str, tmp_path: P
     assert [text.count(f"job-{number}") for number in (1, 2, 3)] == [1, 1, 1]
     written(path, alert(9))
     assert "job-1" not in path.read_text()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_the_same_window_of_another_day_is_another_alert(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    timeless = alert(1).model_copy(update={"first_time": None})
+    for found in (alert(1), alert(1, day=2), timeless):
+        assert written(path, found, append=True) == [found]
+        assert written(path, found, append=True) == []
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_row_cut_off_anywhere_is_written_again_and_none_else_is_lost(ending: str, tmp_path: Path) -> None:
+    whole = tmp_path / f"whole.{ending}"
+    written(whole, alert(1), alert(2))
+    start = whole.stat().st_size
+    written(whole, alert(3), append=True)
+    content = whole.read_bytes()
+    for end in range(start + 1, len(content)):
+        path = tmp_path / f"cut.{ending}"
+        path.write_bytes(content[:end])
+        assert [found.window for found in written(path, alert(1), alert(2), alert(3), append=True)] == ["job-3"]
+        assert path.read_bytes() == content
+
+
+def test_a_batch_for_which_there_is_no_room_leaves_no_part_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = tmp_path / "a.jsonl", os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:-50])
+
+    written(path, alert(1))
+    before = path.read_bytes()
+    with pytest.raises(DiskFull), AlertFile(str(path), append=True) as file:
+        monkeypatch.setattr(os, "write", half)
+        file.add([alert(2)])
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [found.window for found in written(path, alert(2), append=True)] == ["job-2"]
+
+
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", b'{"note": "mine"}'), ("a.csv", b"window,note\n1,mine"), ("b.jsonl", b"mine")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FormatError, match="does not hold alerts"):
+            written(tmp_path / name, alert(1), append=True)
+        assert (tmp_path / name).read_bytes() == content
 
 
 def test_a_parquet_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
