@@ -10,14 +10,14 @@ from storage.raw_lines import decode_lines
 
 
 def in_time_order(logs: Sequence[Path | str], spec: DatasetSpec) -> list[Path | str]:
-    """The logs in the order of their first lines' times; as given where a log tells none."""
-    if len(logs) == 1 or spec.log_format.time_format is None:
+    """The logs in the order of their first lines' times, those that tell none (an empty one, say) after them.
+
+    As given where no line of the form tells a time, and where one is a pipe, which can be read only once.
+    """
+    if len(logs) == 1 or spec.log_format.time_format is None or not all(Path(log).is_file() for log in logs):
         return list(logs)
     times = [_first_time(Path(log), spec) for log in logs]
-    known = [time for time in times if time is not None]
-    if len(known) < len(times):
-        return list(logs)
-    return [logs[place] for place in sorted(range(len(logs)), key=known.__getitem__)]
+    return [logs[place] for place in sorted(range(len(logs)), key=lambda place: times[place] or datetime.max)]
 
 
 def _first_time(log: Path, spec: DatasetSpec) -> datetime | None:

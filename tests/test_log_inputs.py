@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,19 @@ def test_rotated_logs_are_read_in_the_order_of_their_times(tmp_path: Path) -> No
         (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     found = in_time_order(find_logs([str(tmp_path)]), HDFS)
     assert [Path(log).name for log in found] == ["app.log.2.gz", "app.log.1", "app.log"]
-    (tmp_path / "app.log").write_text("no time\n")
-    assert in_time_order(find_logs([str(tmp_path)]), HDFS) == find_logs([str(tmp_path)])
+    (tmp_path / "app.log.1").write_text("no time\n")
+    (tmp_path / "app.log.3").write_text("")
+    found = in_time_order(find_logs([str(tmp_path)]), HDFS)
+    assert [Path(log).name for log in found] == ["app.log.2.gz", "app.log", "app.log.1", "app.log.3"]
+
+
+def test_pipes_are_read_once_in_the_order_given(tmp_path: Path) -> None:
+    pipes = [tmp_path / "b.log", tmp_path / "a.log"]
+    for day, pipe in zip((9, 5), pipes, strict=True):
+        os.mkfifo(pipe)
+        threading.Thread(target=pipe.write_text, args=(f"0811{day:02d} 000000 1 INFO a: b\n",), daemon=True).start()
+    read = b"".join(piece.data for piece in read_logs(in_time_order(list(pipes), HDFS)))
+    assert [line.split()[0] for line in read.splitlines()] == [b"081109", b"081105"]
 
 
 class Follower:
