@@ -1,23 +1,29 @@
 """Flow: train anew on what the logs have gained since the last time, starting from the champion."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from prefect import flow
 from prefect.states import Completed, State
 from pydantic import Field
 
+from fl.errors import ScoreError
 from fl.promotion import MARGIN
 from flows.config import RunConfig
 from flows.experiment import experiment
 from flows.prepare import run_name
 from storage.datasets import DatasetSpec, resolve
 from storage.drift import Verdict, verdict_file
+from storage.errors import DataError, RegistryError, SourceError, StorageError, TrackingError
 from storage.layout import Layout, current
-from storage.new_lines import NewLines, begin, finish, new_lines
+from storage.new_lines import NewLines, begin, finish, new_lines, put_back
 from storage.registry import CHALLENGER, CHAMPION, find_version, model_names, registered_name
 from tasks.promote_detector import promote_detector
 
 NOTHING_NEW = "NothingNew"
+_PASSING = (RegistryError, SourceError, StorageError, TrackingError)
+"""Errors that say nothing of the lines: with the same ones the next night may well end otherwise."""
 
 
 @flow(name="nightly-retrain", flow_run_name=run_name, persist_result=False)
@@ -41,9 +47,9 @@ def nightly_retrain(
     if found is None or reason:
         return Completed(name=NOTHING_NEW, message=reason or "There is nothing new.")
     found = begin(found, _champion(spec), spec, layout)
-    run_id = experiment(_on_new_lines(config, found), start_from=found.start_from)
-    told = _promoted(spec, margin)
-    finish(found, spec, layout)
+    with _put_back_if_unfit(spec, layout):
+        run_id = experiment(_on_new_lines(config, found), start_from=found.start_from)
+    told = _promoted_or_refused(found, spec, layout, margin)
     return Completed(message=f"Trained on {found.words}: run {run_id}. {told}")
 
 
@@ -78,6 +84,28 @@ def _champion(spec: DatasetSpec) -> str | None:
     name = registered_name(spec.name)
     champion = find_version(name, CHAMPION) if name in model_names() else None
     return champion.uri if champion else None
+
+
+@contextmanager
+def _put_back_if_unfit(spec: DatasetSpec, layout: Layout) -> Iterator[None]:
+    """Where these lines cannot be trained on, let the next night take more, or every night would fail by the same."""
+    try:
+        yield
+    except (DataError, ScoreError) as error:
+        if not isinstance(error, _PASSING):
+            put_back(spec, layout)
+        raise
+
+
+def _promoted_or_refused(found: NewLines, spec: DatasetSpec, layout: Layout, margin: float) -> str:
+    """What became of the new detector, in one line; the part is done even where it cannot be compared."""
+    try:
+        told = _promoted(spec, margin)
+    except RegistryError:
+        finish(found, spec, layout)
+        raise
+    finish(found, spec, layout)
+    return told
 
 
 def _promoted(spec: DatasetSpec, margin: float) -> str:

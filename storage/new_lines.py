@@ -1,8 +1,9 @@
 """What a log has gained since it was last taken: the lines after a bookmark, or all of it where it is another log.
 
-A plain file that has only grown gives its new lines. A file that was rotated or rewritten, an archive, a folder or an
-address gives everything it holds now. A part once taken stays the same until it is marked as done, so that what is cut
-off goes on with the very same lines although the log has grown in the meantime.
+A plain file that has only grown gives its new lines. A file that was rotated or rewritten, an archive or a folder gives
+everything it holds now. What an address holds is not asked again: it is new where the address or its SHA-256 is. A part
+once taken stays the same until it is marked as done, so that what is cut off goes on with the very same lines although
+the log has grown in the meantime; one that cannot be trained on is put back, and grows with the log.
 """
 
 import hashlib
@@ -13,10 +14,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.archives import source_fingerprint
+from storage.archives import TAR, TAR_MAGIC, ZIP, source_fingerprint
 from storage.datasets import DatasetConfig, DatasetSpec
 from storage.errors import StorageError
 from storage.layout import Layout
+from storage.log_inputs import is_compressed
 from storage.raw_lines import count_lines
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -93,6 +95,11 @@ def finish(found: NewLines, spec: DatasetSpec, layout: Layout) -> None:
     (folder / "begun.json").unlink(missing_ok=True)
 
 
+def put_back(spec: DatasetSpec, layout: Layout) -> None:
+    """Let go of a part that cannot be trained on: the next one begins where it did, and holds what came since."""
+    (_folder(spec, layout) / "begun.json").unlink(missing_ok=True)
+
+
 def _folder(spec: DatasetSpec, layout: Layout) -> Path:
     folder = layout.home / "nightly" / spec.name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,7 +116,7 @@ def _plain_file(config: DatasetConfig, spec: DatasetSpec) -> Path | None:
         return None
     with path.open("rb") as file:
         head = file.read(512)
-    packed = head.startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
+    packed = is_compressed(head) or head.startswith(ZIP) or head[TAR_MAGIC] == TAR
     return None if packed else path.resolve()
 
 

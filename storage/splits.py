@@ -170,9 +170,19 @@ def split_counts(windows: pl.DataFrame, splits: pl.DataFrame) -> dict[str, int]:
 
 
 def write_splits(windows_file: Path, rule: SplitRule, into: Path) -> dict[str, int]:
-    """Split the windows of a tokenize stage into `splits.parquet`; the counts of each split."""
+    """Split the windows of a tokenize stage into `splits.parquet`; the counts of each split.
+
+    Raises DataError where nothing is left to train on, or to calibrate on: without the latter, hours of training would
+    end without a threshold.
+    """
     columns = ["window_id", "first_time", "label", "sequence_hash"]
     windows = pl.read_parquet(windows_file, columns=columns)
     splits = split_windows(windows, rule)
+    counts = split_counts(windows, splits)
+    if not counts["calibration"]:
+        raise DataError(
+            f"No normal window is left to calibrate on among {len(windows)}; "
+            "give more windows or a larger calibration share."
+        )
     splits.write_parquet(into / "splits.parquet")
-    return split_counts(windows, splits)
+    return counts

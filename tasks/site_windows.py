@@ -84,10 +84,6 @@ def _prepare(
     tokenize_windows(parts["window"], parts["mask"], tokenizer, reading.tokens, parts["tokenized"], progress)
     raw.unlink()  # the log itself is where it was
     splits = write_splits(parts["tokenized"] / "windows.parquet", reading.split, new.path)
-    if not splits["calibration"]:
-        raise FormatError(
-            f"{reading.logs} gives {counts['windows']} windows, and none of them to calibrate on; give more logs."
-        )
     _write_share(parts["tokenized"], new.path, number)
     new.counts |= {
         "lines": counts.get("lines", 0),

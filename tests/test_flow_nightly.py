@@ -10,9 +10,12 @@ from prefect_session import home, prefect_api
 
 from flows.config import RunConfig
 from storage.adapters import committed_rounds
+from storage.datasets import resolve
 from storage.drift import Verdict, save_verdict
+from storage.errors import RegistryError
 from storage.hdfs_generator import generate
 from storage.layout import Layout
+from storage.new_lines import new_lines
 from storage.registry import CHAMPION, find_version, versions_of
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -68,6 +71,38 @@ def test_few_new_lines_and_logs_without_drift_wait(home: Path, tiny_model: Path,
     name, message = _night(config, least_lines=1, only_when_drifted=True)
     assert (name, "recommended no retraining" in message) == ("NothingNew", True)
     assert not (home / "runs").exists()
+
+
+def test_lines_that_cannot_be_trained_on_are_taken_again_with_what_came_since(
+    home: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "app" / "HDFS.log"
+    _grow(log, tmp_path / "first", 3, 0)
+    config = _config(tiny_model, log)
+    name, message = _night(config, least_lines=1)
+    assert name == "Failed"
+    assert "No normal window is left to calibrate on" in message
+    _grow(log, tmp_path / "second", 3, 1)
+    found = new_lines(config.dataset, resolve(config.dataset), Layout(home))
+    assert found is not None
+    assert found.source is not None
+    assert Path(found.source).read_bytes() == log.read_bytes()
+
+
+def test_a_part_is_done_where_only_the_comparison_is_refused(
+    home: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> str:
+        raise RegistryError("version 2 and version 1 cut the log into different windows")
+
+    log = tmp_path / "app" / "HDFS.log"
+    _grow(log, tmp_path / "first", 3, 0)
+    config = _config(tiny_model, log)
+    monkeypatch.setattr("flows.nightly._promoted", refuse)
+    monkeypatch.setattr("flows.nightly.experiment", lambda *_, **__: "run-1")
+    name, message = _night(config, least_lines=1)
+    assert (name, "different windows" in message) == ("Failed", True)
+    assert new_lines(config.dataset, resolve(config.dataset), Layout(home)) is None
 
 
 @pytest.mark.long
