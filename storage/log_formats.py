@@ -12,6 +12,8 @@ _FIELD = re.compile(r"<([^<>\s]+)>")
 _BLANKS = re.compile(r"[ \t]+")
 _DATE_PARTS = {"%d", "%e", "%j", "%m", "%b", "%B", "%h", "%D", "%F"}
 _YEAR_PARTS = {"%y", "%Y", "%D", "%F", "%c", "%s"}
+_EPOCH_SECONDS = (-62_135_596_800, 253_402_300_799)
+"""The years 1 to 9999, in seconds from 1970."""
 _Way = Callable[[pl.Series], pl.DataFrame]
 
 
@@ -153,8 +155,10 @@ class LogFormat(BaseModel):
             return pl.repeat(None, fields.height, dtype=pl.Datetime("us"), eager=True).alias("time")
         text = fields.select(pl.concat_str(self.time_fields, separator=" ").alias("time"))["time"]
         if self.time_format == "epoch":
-            seconds = text.cast(pl.Float64, strict=False)
-            return (seconds * 1e6).round().cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
+            seconds = text.cast(pl.Float64, strict=False).to_frame("time")
+            # Anything else (milliseconds, a garbled number) would be a year that no calendar here has.
+            known = seconds.select(pl.when(pl.col("time").is_between(*_EPOCH_SECONDS)).then("time"))["time"]
+            return (known * 1e6).round().cast(pl.Int64).cast(pl.Datetime("us"))
         return _read_times(text, self.time_format)
 
 

@@ -126,7 +126,7 @@ def _too_many(clients: int, count: int, shared: str, setting: str) -> str:
 
 def _by_site(windows: pl.DataFrame, rule: PartitionRule, setting: str) -> _Ints:
     """Each site goes to the client with the fewest windows so far, the largest site first."""
-    if windows["site"].has_nulls():
+    if (windows["site"].fill_null("") == "").all():
         raise DataError("partition.kind=site needs a site for each window, and this log names none; use another kind.")
     sites = windows.group_by("site").len().sort("len", "site", descending=[True, False])
     if len(sites) < rule.clients:

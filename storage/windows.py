@@ -132,10 +132,12 @@ def _check_lines(facts: WindowFacts, raw: Path, spec: "DatasetSpec", into: Path,
     if not counted:
         raise FormatError(f"{raw.name} is empty: there is nothing to learn from; check the source.")
     if wrong > max_rejected * counted:
-        kept = _keep_rejects(into, raw)
+        kept, form, setting = _keep_rejects(into, raw), spec.log_format.notation, "format"
+        if facts.rejected["time"] > wrong / 2:
+            form, setting = f"{form} with a time {spec.log_format.time_format}", "time_format"
         raise FormatError(
             f"{wrong:,} of {counted:,} lines of {raw.name} ({wrong / counted:.1%}, limit {max_rejected:.1%}) are "
-            f"not of the form {spec.log_format.notation!r}; see {kept}, then correct the format of {spec.name}."
+            f"not of the form {form!r}; see {kept}, then correct the {setting} of {spec.name}."
         )
     if not facts.ids:
         raise FormatError(f"No line of {raw.name} is in a window; check the window rule of {spec.name}.")

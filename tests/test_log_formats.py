@@ -90,6 +90,10 @@ def test_every_real_line_is_taken_apart_as_by_python(name: str, request: pytest.
         ("epoch", "1117838570.5", datetime(2005, 6, 3, 22, 42, 50, 500000)),
         ("%Y-%m-%d", "not a time", None),
         ("epoch", "soon", None),
+        ("epoch", "1717000000000", None),
+        ("epoch", "253402300799", datetime(9999, 12, 31, 23, 59, 59)),
+        ("epoch", "nan", None),
+        ("epoch", "inf", None),
     ],
 )
 def test_times_are_read_in_the_stated_form(form: str, text: str, time: datetime | None) -> None:

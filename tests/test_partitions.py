@@ -204,7 +204,7 @@ def test_by_site_no_site_is_at_two_clients_and_shares_are_as_even_as_sites_allow
 def test_sites_that_are_unknown_or_too_few_are_refused_in_one_line() -> None:
     windows = windows_of_kinds(40)
     with pytest.raises(DataError, match="names none"):
-        partition_windows(windows.with_columns(site=pl.lit(None, pl.String)), PartitionRule(kind="site", clients=2))
+        partition_windows(windows.with_columns(site=pl.lit("")), PartitionRule(kind="site", clients=2))
     with pytest.raises(DataError, match="set clients to 6 at most"):
         partition_windows(windows, PartitionRule(kind="site", clients=7))
     with pytest.raises(DataError, match=r"; set partition\.of to \d+ at most\.$"):

@@ -322,6 +322,12 @@ def test_too_many_rejects_stop_the_run_and_are_kept_where_it_says(tmp_path: Path
     assert not list((tmp_path / "stages" / "window").glob("*key*"))
 
 
+def test_times_of_another_form_are_told_as_such(tmp_path: Path) -> None:
+    lines = [f"{datetime(2024, 5, 1)}Z h: id={number}" for number in range(9)]
+    with pytest.raises(FormatError, match=r"with a time %Y-%m-%d %H:%M:%S'.* then correct the time_format of own"):
+        _cut(tmp_path, lines)
+
+
 @pytest.mark.parametrize("content", ["", "\n\n \n"])
 def test_an_empty_log_is_refused(content: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"own\.log is empty"):
