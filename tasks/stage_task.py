@@ -16,7 +16,7 @@ from prefect.states import State
 from storage.errors import StorageError
 from storage.layout import current
 from storage.stages import NewStage, Stage, load_stage, new_stage
-from tasks.caching import stage_key
+from tasks.caching import edited_files, stage_key
 from tasks.progress import StageEvent, announce
 from tasks.stage_words import stage_facts
 
@@ -129,10 +129,19 @@ class StageTask(Generic[P]):
         root = current().stages
         found = None if _told_to_renew() else load_stage(root, self.name, key)
         if found is None:
+            self._check_code()
             with new_stage(root, self.name, key) as new:
                 self._write(new, *args, **kwargs)
             found = new.done
         return asdict(found)
+
+    def _check_code(self) -> None:
+        """Refuse to keep under the key of new source what the old, loaded before, would compute."""
+        if edited := edited_files(self.modules):
+            raise StorageError(
+                f"{', '.join(edited)} changed since this run began, so that the stage {self.name} would be of another "
+                "version than its key says; run again, what is done is reused."
+            )
 
 
 def _log(name: str, written: Stage, reused: bool) -> None:

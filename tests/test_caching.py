@@ -9,7 +9,7 @@ import pytest
 from storage.splits import SplitRule
 from storage.stages import Stage
 from tasks import caching
-from tasks.caching import plain, source_files, source_hash, stage_key
+from tasks.caching import edited_files, plain, source_files, source_hash, stage_key
 
 
 @pytest.fixture
@@ -57,6 +57,19 @@ def test_changing_an_unused_module_leaves_the_hash(project: Path) -> None:
 def test_a_new_import_brings_its_module_into_the_hash(project: Path) -> None:
     _touch_up(project / "tasks/work.py", "from storage import near, other\n")
     assert "storage.other" in source_files(["tasks.work"])
+
+
+def test_files_edited_since_the_start_are_told_where_the_stage_uses_them(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "_AT_START", caching._digests())
+    assert edited_files(["tasks.work"]) == []
+    _touch_up(project / "storage/other.py", "x = 2\n")
+    assert edited_files(["tasks.work"]) == []
+    _touch_up(project / "storage/far.py", "def g():\n    return 2\n")
+    _touch_up(project / "tasks/work.py", "from storage import near, new\n")
+    (project / "storage/new.py").write_text("")
+    assert edited_files(["tasks.work"]) == ["storage/far.py", "storage/new.py", "tasks/work.py"]
 
 
 def test_named_extra_modules_enter_the_hash(project: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from prefect import flow
 from prefect_session import endings, home, prefect_api
 
-from storage.errors import FormatError, SourceError
+from storage.errors import FormatError, SourceError, StorageError
 from storage.stages import NewStage, Stage
 from tasks.stage_task import Retry, stage
 
@@ -63,6 +63,16 @@ def test_a_recorded_result_without_its_intact_file_is_a_miss(damage, endings: li
     _, again = chain("ab", 2)
     assert endings[2:] == [("first", "cached"), ("second", "ran")]
     assert again.file("text.txt").read_text() == "abab"
+
+
+def test_nothing_is_computed_by_code_that_was_loaded_before_it_was_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain("ab", 2)
+    monkeypatch.setattr("tasks.stage_task.edited_files", lambda modules: ["storage/reports.py"])
+    chain("ab", 2)
+    with pytest.raises(StorageError, match=r"storage/reports\.py changed since this run began.* run again"):
+        chain("ab", 3)
+    monkeypatch.undo()
+    assert chain("ab", 3)[1].file("text.txt").read_text() == "ababab"
 
 
 def test_an_equal_result_of_a_rerun_spares_what_follows(endings: list[tuple[str, str]]) -> None:
