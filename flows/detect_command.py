@@ -35,10 +35,12 @@ def detect(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Read on as the log grows, until Ctrl-C.")] = False,
     gap: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Seconds without a line that end a session; else the end of the input (--follow: 300)."),
+        typer.Option(
+            help="Seconds without a line that end a session (--follow, --leave-open: 300); else the input's end."
+        ),
     ] = None,
     leave_open: Annotated[
-        bool, typer.Option("--leave-open", help="With --gap: leave windows that may still grow unjudged at the end.")
+        bool, typer.Option("--leave-open", help="Leave windows that may still grow unjudged at the end.")
     ] = False,
     show: Annotated[int, typer.Option(min=0, help="Kinds of alerts shown here.")] = 5,
     explain: Annotated[int, typer.Option(min=0, help="Kinds of alerts that get reasons, in each batch.")] = 20,

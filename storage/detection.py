@@ -4,6 +4,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage.alerts import FoundAlert
 from storage.drift import Verdict
+from storage.open_windows import Closing
+
+_GAP = 300.0
 
 
 class DetectConfig(BaseModel):
@@ -26,9 +29,10 @@ class DetectConfig(BaseModel):
     """Whether a growing log is read on as it grows, through rotation, until interrupted."""
     gap: float | None = Field(default=None, gt=0)
     """Seconds without a line after which a session or time window is complete, by the log's times (and the clock, while
-    a growing log is waited for); null: at the end of the input, or 300 where a log is followed."""
+    a growing log is waited for); null: at the end of the input, or 300 with `follow` or `leave_open`."""
     leave_open: bool = False
-    """Whether windows that may still grow at the end of the input are left for the next time instead of judged."""
+    """Whether windows that may still grow at the end of the input (by `gap`) are left for the next time instead of
+    judged."""
     explain: int = Field(default=20, ge=0)
     """Distinct flagged windows that are explained in each batch, the most anomalous first."""
     raw_lines: int = Field(default=100, ge=0)
@@ -37,6 +41,13 @@ class DetectConfig(BaseModel):
     """Share of lines not of the detector's form above which the log is not one for it."""
     memory_mb: int = Field(default=1024, gt=0)
     """Memory that open windows may take; above it, those that waited longest for a line are judged as they are."""
+
+    @property
+    def closing(self) -> Closing:
+        """When a window is complete."""
+        leave_open = self.leave_open or self.follow
+        # Without a gap all would be left open for ever, and nothing be judged.
+        return Closing(self.gap or (_GAP if leave_open else None), leave_open)
 
 
 class Outcome(BaseModel):

@@ -5,18 +5,18 @@ What is handed on equals what storage/windows.py makes of the whole log, as long
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import polars as pl
 
 from storage.log_chunks import LogChunk
+from storage.log_clock import LogClock
 from storage.memberships import Counts
 from storage.windows import WindowRule
 
 BATCH = 1 << 15
 """Windows handed on at once."""
-ROW_BYTES = 48
+ROW_BYTES = 56
 """Memory that an open line takes, its text aside."""
 _LINE_SCHEMA: dict[str, Any] = {
     "window": pl.UInt32,
@@ -24,9 +24,10 @@ _LINE_SCHEMA: dict[str, Any] = {
     "message": pl.UInt32,
     "time": pl.Datetime("us"),
     "site": pl.String,
+    "clock": pl.Float64,
     "arrived": pl.Float64,
 }
-"""One row a line and window; `line` counts over all inputs, `arrived` is in seconds."""
+"""One row a line and window; `line` counts over all inputs, `clock` (along the log) and `arrived` are in seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Closing:
 
     gap: float | None = None
     """Seconds without a line: a session that had none for so long is complete, a time window so long after its end; by
-    the log's own times and, while a growing log is waited for, by the clock. None: all stay open to the end."""
+    what passes along the log (storage/log_clock.py) and, while a growing log is waited for, by the clock. None: all
+    stay open to the end."""
     leave_open: bool = False
     """Whether windows that may still grow at the end are left alone instead of judged as they are."""
 
@@ -52,7 +54,8 @@ class OpenWindows:
         self._parts: list[pl.DataFrame] = []
         # A time window lasts for its size after its first line at most, and may hold nothing for all of it.
         spans = rule.size if rule.kind == "time" and rule.size else 0
-        self._patience = None if closing.gap is None else timedelta(seconds=closing.gap + spans)
+        self._patience = None if closing.gap is None else closing.gap + spans
+        self._clock = LogClock(self._patience or 0.0)
         self.early = 0
         """Windows closed to keep within memory though they might have grown."""
 
@@ -62,13 +65,15 @@ class OpenWindows:
 
     def add(self, chunk: LogChunk, members: pl.DataFrame, messages: pl.DataFrame, offset: int, arrived: float) -> None:
         """Take in a chunk whose first line is the input's line `offset`; messages has line_number and message."""
+        times = chunk.lines["time"].dt.timestamp("us").cast(pl.Float64) / 1e6
+        facts = chunk.lines.select("line_number", "time", "site", clock=self._clock.read(times.to_numpy()))
         if members.is_empty():
             return
         keys = members["key"].unique(maintain_order=True)
         numbers = pl.Series([self._number(key) for key in keys], dtype=pl.UInt32)
         lines = members.select("line_number", window=pl.col("key").replace_strict(keys, numbers))
         lines = lines.join(messages, on="line_number", how="left", maintain_order="left")
-        lines = lines.join(chunk.lines.select("line_number", "time", "site"), on="line_number", maintain_order="left")
+        lines = lines.join(facts, on="line_number", maintain_order="left")
         lines = lines.with_columns(line=pl.col("line_number").cast(pl.UInt64) + offset, arrived=pl.lit(arrived))
         self._parts.append(lines.select(pl.col(name).cast(kind) for name, kind in _LINE_SCHEMA.items()))
 
@@ -110,12 +115,10 @@ class OpenWindows:
             return pl.Series([number for key, number in self._ids.items() if int(key) <= full], dtype=pl.UInt32)
         if self._patience is None or not self._ids:
             return None
-        lines = self.lines
-        newest = lines["time"].max()
-        last = lines.group_by("window").agg(pl.col("time").max(), pl.col("arrived").max())
-        idle = (pl.lit(newest, pl.Datetime("us")) - pl.col("time") > self._patience).fill_null(False)
+        last = self.lines.group_by("window").agg(pl.col("clock").max(), pl.col("arrived").max())
+        idle = self._clock.elapsed - pl.col("clock") > self._patience
         if now is not None:
-            idle = idle | (now - pl.col("arrived") > self._patience.total_seconds())
+            idle = idle | (now - pl.col("arrived") > self._patience)
         return last.filter(idle)["window"]
 
     def relieve(self) -> Iterator[pl.DataFrame]:

@@ -21,7 +21,6 @@ from storage.log_inputs import Piece, find_logs, follow_file, follow_standard_in
 from storage.log_order import in_time_order
 from storage.log_stream import LogStream, Windows
 from storage.normal_windows import read_normal_windows
-from storage.open_windows import Closing
 from storage.progress import Progress, silent
 from storage.raw_blocks import RawLine
 from storage.score_store import ScoreStore
@@ -29,7 +28,6 @@ from storage.stages import hash_file
 from storage.summaries import SurprisingMessage
 from tasks.caching import source_hash
 
-_FOLLOW_GAP = 300.0
 _AT_ONCE = 500
 """Alerts that are in memory with their raw lines."""
 _SAVE_SECONDS = 60.0
@@ -87,9 +85,8 @@ class _Detection:
         self.explainer = Explainer(self._judge, normal)
         self.drift = Drift(normal, self._judge.calibration)
         self.kinds = AlertKinds()
-        gap = config.gap or (_FOLLOW_GAP if config.follow else None)
         self.stream: LogStream = self._judge.stream(
-            closing=Closing(gap, config.leave_open or config.follow),
+            closing=config.closing,
             memory_bytes=config.memory_mb << 20,
             most_misread=config.most_misread,
         )

@@ -15,6 +15,7 @@ import pytest
 from mlflow_session import write_detector
 from prefect_session import prefect_api
 
+from flows.detect import page_text
 from storage.datasets import DatasetConfig, resolve
 from storage.detection import DetectConfig, Outcome
 from storage.drift import Verdict
@@ -196,6 +197,20 @@ def test_a_growing_log_is_judged_as_its_sessions_end(
     assert outcome.left_open > 0
     assert outcome.windows + outcome.left_open >= 62
     assert len(rows(tmp_path / "a.jsonl")) == outcome.added > 0
+
+
+def test_windows_that_have_ended_are_judged_though_others_are_left_open(place: Path) -> None:
+    outcome = detected(place, place / "new.log", leave_open=True, explain=0)
+    assert outcome.windows > 30
+    assert outcome.left_open > 0
+
+
+def test_the_page_does_not_call_a_log_usual_of_which_nothing_was_judged(place: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "app.log"
+    begun.write_text(NEW)
+    text = page_text(detected(place, begun, leave_open=True))
+    assert "No window was judged. 2 windows may still grow and were left for the next time." in text
+    assert "are like those" not in text
 
 
 @pytest.mark.usefixtures("prefect_api")

@@ -125,6 +125,29 @@ def test_windows_that_may_still_grow_can_be_left_alone() -> None:
     assert (keys, made.left_open) == (["blk_1"], 1)
 
 
+@pytest.mark.parametrize("elsewhere", [_line(0, 2).replace("0811", "3611"), _line(0, 2).replace("0811", "0211")])
+def test_one_line_of_another_year_ends_no_session(elsewhere: str) -> None:
+    lines = [_line(0, 1), _line(1, 2), elsewhere, _line(2, 1), _line(3, 2), _line(100, 3), _line(101, 3)]
+    made = stream(RULES["session"], closing=Closing(gap=60, leave_open=True))
+    closed = {
+        key: count
+        for windows in made.windows(_pieces(*lines))
+        for key, count in windows.table.select("key", "lines").iter_rows()
+    }
+    assert (closed, made.left_open) == ({"blk_1": 2, "blk_2": 3}, 1)
+
+
+def test_sessions_go_on_where_the_clock_is_set_back_and_end_by_what_passes_after_it() -> None:
+    before, after = 7200 + 3590, 7205
+    lines = [_line(before, 1), _line(before + 5, 2), _line(after, 3), _line(after + 1, 1), _line(after + 2, 2)]
+    rest = [_line(after + 70, 4), _line(after + 71, 4)]
+    made = stream(RULES["session"], closing=Closing(gap=60, leave_open=True))
+    closed = [
+        row for windows in made.windows(_pieces(*lines, *rest)) for row in windows.table.select("key", "lines").rows()
+    ]
+    assert (sorted(closed), made.left_open) == ([("blk_1", 2), ("blk_2", 2), ("blk_3", 1)], 1)
+
+
 def test_while_a_log_is_waited_for_the_clock_ends_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("storage.log_stream.time.monotonic", lambda: now[0])
