@@ -44,7 +44,8 @@ bench: setup
 reference: setup
 	$(BIN)/python -m flows.reference
 
-# To the Prefect server that PREFECT_API_URL names; `atalaia up` does it for its own.
+# Everything as prefect.yaml says, to the Prefect server that PREFECT_API_URL names; `atalaia up` does it for its own, but
+# leaves parameters and schedules as they were set there.
 deploy: setup
 	$(BIN)/python -m flows.deploying
 

@@ -182,10 +182,8 @@ def _mlflow(settings: PlatformSettings, tables: Databases, layout: Layout) -> Se
 
 
 def _deploy(settings: PlatformSettings) -> Service:
-    command = [sys.executable, "-m", "flows.deploying"]
-    if not settings.deploy:
-        command.append("--no-deploy")
-    return Service(DEPLOY, tuple(command), needs=(PREFECT,), once=True)
+    option = "--keep" if settings.deploy else "--no-deploy"
+    return Service(DEPLOY, (sys.executable, "-m", "flows.deploying", option), needs=(PREFECT,), once=True)
 
 
 def _worker(settings: PlatformSettings, pool: str, name: str, limit: int, environment: dict[str, str]) -> Service:

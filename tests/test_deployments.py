@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
 from prefect import Flow
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.utilities.callables import parameter_schema
 
 from flows.config import RunConfig
+from flows.deploying import kept
 from flows.presets import PRESETS
 from flows.server import TemporaryServer, quiet_environment
+from flows.services import DEPLOY, PlatformSettings, services_of
 from flows.train import GPU_DEPLOYMENT, GPU_POOL, train
 from storage.layout import Layout
 
@@ -110,6 +114,31 @@ def test_an_experiment_hands_training_to_the_deployment_of_the_gpu_pool() -> Non
     assert f"{train.name}/{deployment['name']}" == GPU_DEPLOYMENT
 
 
+def _there(**parameters: object) -> DeploymentResponse:
+    return DeploymentResponse(name="night", flow_id=uuid4(), parameters=parameters, paused=True)
+
+
+def test_a_deployment_that_is_there_keeps_what_was_set_and_gets_what_is_new() -> None:
+    entry = {"name": "night", "tags": ["new"], "parameters": {"source": "file's", "least": 1}, "schedules": [{}]}
+    schema = {"type": "object", "properties": {"source": {"type": "string"}, "least": {"type": "integer"}}}
+    told = kept(entry, _there(source="/var/log/mine", gone=1), schema)
+    assert told["parameters"] == {"source": "/var/log/mine", "least": 1}
+    assert told["paused"]
+    assert "schedules" not in told
+    assert told["tags"] == ["new"]
+    assert told["enforce_parameter_schema"]
+
+
+def test_a_kept_parameter_that_does_not_fit_any_more_is_kept_and_told_and_stops_no_deployment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    schema = {"type": "object", "properties": {"least": {"type": "integer"}}}
+    told = kept({"name": "night", "parameters": {"least": 1}}, _there(least="many"), schema)
+    assert told["parameters"] == {"least": "many"}
+    assert not told["enforce_parameter_schema"]
+    assert capsys.readouterr().out.startswith("night: its parameters do not fit this version")
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """The environment of a fresh Prefect server on this machine, and of what talks to it."""
@@ -132,6 +161,43 @@ def test_make_deploy_brings_its_pools_to_a_fresh_server_and_may_run_again(server
     pools = _post(server, "work_pools/filter", {})
     assert {(pool["name"], pool["type"]) for pool in pools} == {("cpu", "process"), ("gpu", "process")}
     assert {found["name"] for found in _post(server, "deployments/filter", {})} == {d["name"] for d in DEPLOYMENTS}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_up_again_keeps_parameters_and_schedules_and_make_deploy_brings_those_of_the_file(
+    server: dict[str, str],
+) -> None:
+    def deployment() -> dict[str, Any]:
+        found: dict[str, Any] = _post(server, "deployments/filter", {"deployments": {"name": {"any_": [name]}}})[0]
+        return found
+
+    def schedules() -> list[tuple[float, bool]]:
+        return [(each["schedule"]["interval"], each["active"]) for each in deployment()["schedules"]]
+
+    name = "detect-hourly"
+    _bring_deployments(server)
+    of_the_file = deployment()["parameters"]
+    mine = {"config": {**of_the_file["config"], "files": ["/var/log/mine.log"]}}
+    path = f"deployments/{deployment()['id']}"
+    _patch(server, path, {"parameters": mine, "description": "old", "paused": True})
+    _patch(server, f"{path}/schedules/{deployment()['schedules'][0]['id']}", {"active": True})
+    _bring_deployments(server)
+    assert deployment()["parameters"] == mine
+    assert schedules() == [(3600.0, True)]
+    assert deployment()["paused"]
+    assert deployment()["description"] != "old"
+    assert deployment()["enforce_parameter_schema"]
+    _make_deploy(server)
+    assert deployment()["parameters"] == of_the_file
+    assert schedules() == [(3600.0, False)]
+
+
+def _bring_deployments(environment: dict[str, str]) -> None:
+    """What `atalaia up` does each time."""
+    layout = Layout(Path(environment["ATALAIA_HOME"]))
+    [step] = [found for found in services_of(PlatformSettings(), layout, 0) if found.name == DEPLOY]
+    subprocess.run(step.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=True)
 
 
 def _make_deploy(environment: dict[str, str]) -> None:
@@ -190,10 +256,19 @@ def _finished_run(environment: dict[str, str], deployment: str) -> dict[str, Any
 
 
 def _post(environment: dict[str, str], path: str, body: object) -> Any:  # noqa: ANN401
+    return json.loads(_sent(environment, path, body, "POST"))
+
+
+def _patch(environment: dict[str, str], path: str, body: object) -> None:
+    _sent(environment, path, body, "PATCH")
+
+
+def _sent(environment: dict[str, str], path: str, body: object, method: str) -> bytes:
     request = urllib.request.Request(
         f"{environment['PREFECT_API_URL']}/{path}",
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
+        method=method,
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+        return bytes(answer.read())
