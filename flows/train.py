@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from prefect import flow, get_client, runtime
@@ -17,6 +19,7 @@ from fl.hyperparameters import Tuning
 from flows.config import RunConfig
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.settings import ConfigError
+from flows.watcher import goes_on
 from storage.detectors import registered_version
 from storage.layout import current
 from storage.stages import Stage
@@ -29,6 +32,8 @@ GPU_POOL = "gpu"
 """The work pool of machines with a GPU."""
 GPU_DEPLOYMENT = "train/train"
 """The deployment of this flow whose runs that pool takes, as prefect.yaml names it."""
+_LOOK_SECONDS = 5.0
+"""Between two looks at a run that was handed to a worker."""
 
 
 @flow(name="train", flow_run_name=run_name, persist_result=False)
@@ -93,10 +98,23 @@ def train_where_possible(config: RunConfig, prepared: Prepared, run_id: str, sta
     if runtime.deployment.id and online(GPU_POOL):
         uri = f"models:/{start.counts['name']}/{start.counts['version']}" if start else None
         parameters = {"config": config.model_dump(mode="json"), "start_from": uri}
-        run = cast(FlowRun, run_deployment(GPU_DEPLOYMENT, parameters=parameters))
+        run = _ended(cast(FlowRun, run_deployment(GPU_DEPLOYMENT, parameters=parameters)))
         if run.state is None or not run.state.is_completed():
             raise FederationError(f"Training in the pool {GPU_POOL} ended as {run.state}; see its flow run {run.name}.")
     return train_adapters(config, prepared, run_id, start)
+
+
+def _ended(run: FlowRun) -> FlowRun:
+    """A deployed run when it has ended for good: one that crashed is started again by the watcher, a few times."""
+    while run.state is None or not run.state.is_final() or _goes_on(run):
+        time.sleep(_LOOK_SECONDS)
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_run(run.id)
+    return run
+
+
+def _goes_on(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_crashed() and goes_on(run.model_dump(mode="json"), datetime.now(UTC))
 
 
 def trained_at_rest(config: RunConfig, prepared: Prepared, start: Stage | None = None) -> bool:

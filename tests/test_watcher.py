@@ -1,11 +1,20 @@
 """Runs whose process died are noticed, others are left alone, and what crashed goes on a few times."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 
-from flows import watcher
+from fl.errors import FederationError
+from flows import train, watcher
+from flows.config import RunConfig
 from flows.watcher import MOST_RUNS, goes_on, is_lost, look
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -74,3 +83,37 @@ def test_what_is_lost_crashes_and_what_crashed_goes_on(monkeypatch: pytest.Monke
     states = {path.split("/")[1]: body["state"]["type"] for path, body in asked if path.endswith("set_state")}
     assert states == {"silent": "CRASHED", "crashed": "SCHEDULED"}
     assert not any(body["force"] for path, body in asked if path.endswith("set_state"))
+
+
+def _train_with_a_worker_whose_run_is(states: list[tuple[State[Any], int]], monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+    """Training handed to the gpu pool, where the run is found in one state, at one execution of it, after the other."""
+    facts = {"id": uuid4(), "flow_id": uuid4(), "deployment_id": uuid4()}
+    runs = iter([FlowRun(**facts, state=state, run_count=count) for state, count in states])
+
+    @contextmanager
+    def client(*, sync_client: bool) -> Iterator[Any]:
+        yield SimpleNamespace(read_flow_run=lambda run_id: next(runs))
+
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "deployed")
+    monkeypatch.setattr(train, "online", lambda pool: True)
+    monkeypatch.setattr(train, "run_deployment", lambda name, parameters: next(runs))
+    monkeypatch.setattr(train, "get_client", client)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(train, "train_adapters", lambda *given: "trained")
+    prepared: Any = None
+    return train.train_where_possible(RunConfig.model_validate({"preset": "demo"}), prepared, "run")
+
+
+def test_training_that_crashed_at_a_worker_is_waited_for_while_it_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = [(Crashed(), 1), (AwaitingRetry(), 1), (Running(), 2), (Crashed(), 2), (Running(), 3), (Completed(), 3)]
+    assert _train_with_a_worker_whose_run_is(states, monkeypatch) == "trained"
+
+
+@pytest.mark.parametrize("end", [(Crashed(), MOST_RUNS), (Failed(), 1)])
+def test_training_that_ended_for_good_at_a_worker_is_an_error(
+    end: tuple[State[Any], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FederationError, match="Training in the pool gpu ended as"):
+        _train_with_a_worker_whose_run_is([end], monkeypatch)
