@@ -44,8 +44,11 @@ def promote(
 
 def rollback(name: Name = None) -> None:
     """Give the title back to the champion before; a second call changes nothing."""
+    from flows.server import quiet_environment
+    from storage.layout import current
     from storage.registry import only_name, roll_back
 
+    quiet_environment(current())
     champion, lost = roll_back(only_name(name))
     if lost is None:
         print(f"{champion.called} is the champion already, since a rollback; nothing was changed.")
@@ -58,8 +61,11 @@ def detectors(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list on stdout, newest first.")] = False,
 ) -> None:
     """List the registered detectors with the runs, pages, rounds and data they came from."""
+    from flows.server import quiet_environment
+    from storage.layout import current
     from storage.registry import model_names, only_name, versions_of
 
+    quiet_environment(current())
     names = [only_name(name)] if name else model_names()
     found = [version for each in names for version in versions_of(each)]
     if as_json:

@@ -19,13 +19,16 @@ from flows import supervised
 from flows.operations import settings_of
 from flows.processes import SERVICE_MARK, SERVICES_MARK, belonging, end_belonging, is_free, owner_of
 from flows.server import quiet_environment
+from flows.promote_command import detectors, rollback
 from flows.services import PlatformSettings, Service, services_of, shared_environment
 from flows.supervised import Supervised
 from flows.supervisor import open_doors
 from storage.databases import databases, prepare_database
+from storage import registry
 from storage.layout import Layout
 from storage.services import PlatformState, ServiceError, read_state, running, sole_supervisor, write_state
 
+from storage.tracking import tracking_uri
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
@@ -66,6 +69,24 @@ def test_commands_find_the_running_servers_unless_the_environment_names_others(
 
 
 def test_without_a_database_both_servers_keep_files_under_the_home_folder(layout: Layout) -> None:
+@pytest.mark.parametrize("command", [detectors, rollback])
+def test_every_command_of_the_registry_asks_the_running_one(
+    command: Callable[[], None], layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def asked(*given: object) -> list[str]:
+        raise Asked(tracking_uri(layout))
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "ATALAIA_HOME": str(layout.home)})
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    monkeypatch.setattr(registry, "model_names", asked)
+    write_state(layout, _state())
+    with sole_supervisor(layout), pytest.raises(Asked, match=r"http://127\.0\.0\.1:2"):
+        command()
+
+
     found = databases(None, layout)
     assert found.prefect == f"sqlite+aiosqlite:///{layout.prefect}/prefect.db"
     assert found.mlflow == f"sqlite:///{layout.mlflow}/mlflow.db"
