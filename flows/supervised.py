@@ -74,8 +74,18 @@ class Supervised:
             self._ask()
 
     def _start(self) -> None:
+        try:
+            self.process = self._spawn()
+        except OSError as error:  # no room for a log, or no memory for a process
+            self._failed(f"it could not be started: {error}")
+            return
+        self._started = time.time()
+        self._answered = time.monotonic()
+        self._become("starting")
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 self.service.command,
                 cwd=PROJECT,
                 env=self._environment,
@@ -86,9 +96,6 @@ class Supervised:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-        self._started = time.time()
-        self._answered = time.monotonic()
-        self._become("starting")
 
     def _ask(self) -> None:
         well = self.condition == "healthy"
@@ -167,5 +174,6 @@ def last_line(log: Path) -> str:
 
 
 def say(line: str) -> None:
-    """A line in the supervisor's own log."""
-    print(f"{now()} {line}", flush=True)
+    """A line in the supervisor's own log; lost where its disk is full, which must not end what it tells of."""
+    with suppress(OSError):
+        print(f"{now()} {line}", flush=True)

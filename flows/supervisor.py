@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 
 from flows.processes import end_belonging, is_free, owner_of
@@ -37,6 +38,7 @@ class Supervisor:
             database=databases(settings.database, layout).shown,
             notes=(*notes, *open_doors(settings)),
         )
+        self._written: PlatformState | None = None
 
     def run(self) -> str:
         """Keep the services running until told to end; the reason where they could not be started, else empty."""
@@ -85,10 +87,12 @@ class Supervisor:
 
     def _write(self, phase: str, reason: str = "") -> None:
         services = tuple(found.state() for found in self._services)
-        changed = self._state.model_copy(update={"phase": phase, "reason": reason, "services": services})
-        if changed != self._state:
-            self._state = changed
-            write_state(self._layout, changed)
+        self._state = self._state.model_copy(update={"phase": phase, "reason": reason, "services": services})
+        if self._state != self._written:
+            # A full disk ends nothing; the next round tries again.
+            with suppress(OSError):
+                write_state(self._layout, self._state)
+                self._written = self._state
 
 
 def _gpu_workers(settings: PlatformSettings) -> tuple[int, tuple[str, ...]]:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -86,7 +87,8 @@ def _set_state(prefect_url: str, run: Run, kind: str, name: str, message: str) -
 
 
 def _say(line: str) -> None:
-    print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}", flush=True)
+    with suppress(OSError):  # a full disk must not end the watch
+        print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:

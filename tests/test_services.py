@@ -1,5 +1,6 @@
 """The services of a home: what they are started by, how they are kept running, and that nothing is left of them."""
 
+import errno
 import json
 import os
 import signal
@@ -15,20 +16,20 @@ import psutil
 import pytest
 from platforms import atalaia, free_port
 
-from flows import supervised
+from flows import supervised, supervisor, watcher
 from flows.operations import settings_of
 from flows.processes import SERVICE_MARK, SERVICES_MARK, belonging, end_belonging, is_free, owner_of
-from flows.server import quiet_environment
 from flows.promote_command import detectors, rollback
+from flows.server import quiet_environment
 from flows.services import PlatformSettings, Service, services_of, shared_environment
 from flows.supervised import Supervised
 from flows.supervisor import open_doors
-from storage.databases import databases, prepare_database
 from storage import registry
+from storage.databases import databases, prepare_database
 from storage.layout import Layout
 from storage.services import PlatformState, ServiceError, read_state, running, sole_supervisor, write_state
-
 from storage.tracking import tracking_uri
+
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
@@ -68,7 +69,6 @@ def test_commands_find_the_running_servers_unless_the_environment_names_others(
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://elsewhere"
 
 
-def test_without_a_database_both_servers_keep_files_under_the_home_folder(layout: Layout) -> None:
 @pytest.mark.parametrize("command", [detectors, rollback])
 def test_every_command_of_the_registry_asks_the_running_one(
     command: Callable[[], None], layout: Layout, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +87,7 @@ def test_every_command_of_the_registry_asks_the_running_one(
         command()
 
 
+def test_without_a_database_both_servers_keep_files_under_the_home_folder(layout: Layout) -> None:
     found = databases(None, layout)
     assert found.prefect == f"sqlite+aiosqlite:///{layout.prefect}/prefect.db"
     assert found.mlflow == f"sqlite:///{layout.mlflow}/mlflow.db"
@@ -243,6 +244,56 @@ def test_a_service_waits_for_what_it_needs_and_a_step_runs_once(tmp_path: Path) 
     step.step({"base"})
     assert step.condition == "starting"
     _until(step, "done")
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is said goes to a device that is always full."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    full = Path("/dev/full").open("w")  # noqa: SIM115 (closing it fails too)
+    monkeypatch.setattr(sys, "stdout", full)
+    yield
+    with suppress(OSError):
+        full.close()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_ends_neither_supervisor_nor_watcher_and_the_state_is_written_when_there_is_room(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    tries: list[str] = []
+
+    def write_later(layout: Layout, state: PlatformState) -> None:
+        tries.append(state.phase)
+        if state.phase == "up" and tries.count("up") > 2:
+            write_state(layout, state)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif state.phase != "down":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    sleeper = Service("sleeper", ("sleep", "600"))
+    monkeypatch.setattr(supervisor, "services_of", lambda settings, layout, gpus: (sleeper,))
+    monkeypatch.setattr(supervisor, "write_state", write_later)
+    monkeypatch.setattr(supervisor, "_LOOK_SECONDS", 0.01)
+    settings = PlatformSettings(gpu=False, prefect_port=free_port(), mlflow_port=free_port())
+    try:
+        assert supervisor.supervise(settings, layout) == ""
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    written = read_state(layout)
+    assert written is not None
+    assert (written.phase, [found.condition for found in written.services]) == ("up", ["healthy"])
+    watcher._say("a line")
+
+
+def test_a_service_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Supervised(Service("sleeper", ("sleep", "600")), tmp_path / "missing", dict(os.environ))
+    found.step(set())
+    assert found.condition == "restarting"
+    assert found.reason.startswith("it could not be started: ")
 
 
 def test_up_with_a_taken_port_names_it_and_its_owner_and_leaves_nothing(tmp_path: Path) -> None:
