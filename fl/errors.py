@@ -5,6 +5,7 @@
     ├── DeviceError       a device cannot do what was asked (quantization, memory)
     ├── FederationError   a round cannot be completed
     │   ├── LostClients   fewer replies than the configured minimum
+    │   ├── JobTaken      another job trains in the run's folder
     │   ├── BadReply      a reply holds NaN, a wrong shape or a wrong key
     │   ├── LinkLost      a site's link cannot be reached for now
     │   └── LinkRefused   a site's link says no: an unknown key, another certificate
@@ -33,6 +34,10 @@ class FederationError(LearningError):
 
 class LostClients(FederationError):
     """Fewer replies came back than the configured minimum."""
+
+
+class JobTaken(FederationError):
+    """Another job trains in the run's folder."""
 
 
 class BadReply(FederationError):

@@ -1,7 +1,8 @@
 """The training job on one machine: `python -m fl.simulation RUN_FOLDER` runs server and clients in Flower's simulation.
 
 A child process of whoever wants the training: its crash takes nobody along. Ends with status 0 only when every round is
-committed; otherwise `error.json` in the run's folder and one line on standard error say why.
+committed; otherwise `error.json` in the run's folder and one line on standard error say why. Where another job trains
+in that folder, whose file that is, the status alone says so.
 """
 
 import fcntl
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fl.accounting import affordable_rounds
-from fl.errors import FederationError, LearningError, LostClients
+from fl.errors import FederationError, JobTaken, LearningError, LostClients
 from fl.federation import TrainingJob, load_job
 from storage.adapters import committed_rounds
 from storage.errors import DataError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
 ERROR = "error.json"
+TAKEN = 3
+"""The exit status where another job trains in the run's folder."""
 LOG = "simulation.log"
 
 _OBJECT_STORE_BYTES = 128 << 20
@@ -39,7 +42,7 @@ _LONGEST_SOCKET_FOLDER = 40
 
 
 def main(arguments: list[str], client_app: "ClientApp | None" = None) -> int:
-    """Run the job of a run folder; the exit status: 0 done, 2 an error that is explained, 1 any other.
+    """Run the job of a run folder; the exit status: 0 done, 2 an error that is explained, TAKEN, 1 any other.
 
     `client_app` takes the place of the usual client.
     """
@@ -52,7 +55,7 @@ def main(arguments: list[str], client_app: "ClientApp | None" = None) -> int:
             return _run_and_tell(folder, client_app)
     except FederationError as error:
         print(error, file=sys.stderr)
-        return 2
+        return TAKEN if isinstance(error, JobTaken) else 2
 
 
 def _run_and_tell(folder: Path, client_app: "ClientApp | None") -> int:
@@ -221,17 +224,20 @@ def _log_to_file(path: Path) -> None:
 
 @contextmanager
 def only_job(folder: Path) -> Iterator[None]:
-    """Hold the run's folder: two jobs in it would overwrite each other's rounds."""
+    """Hold the run's folder: two jobs in it would overwrite each other's rounds. Raises JobTaken where one has it."""
     if not folder.is_dir():
         raise FederationError(f"There is no run folder at {folder}; start a run with `atalaia train`.")
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FederationError(
-                f"Another job is training in {folder}; wait for it, or stop it and run again."
-            ) from error
+            raise taken(folder) from error
         yield
+
+
+def taken(folder: Path) -> JobTaken:
+    """The error of a run folder in which another job trains."""
+    return JobTaken(f"Another job is training in {folder}; wait for it, or stop it and run again.")
 
 
 def told(folder: Path, error: BaseException, status: int) -> int:

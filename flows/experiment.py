@@ -5,6 +5,8 @@ from contextlib import contextmanager, nullcontext
 
 from prefect import flow
 
+from fl.errors import JobTaken
+from fl.simulation import only_job
 from flows.config import RunConfig
 from flows.evaluate import Judged, judge
 from flows.prepare import Prepared, prepare_data, run_name
@@ -134,9 +136,19 @@ def _recorded(
     try:
         yield facts
     except BaseException:
-        _end(facts, "failed", watch)
+        # Another execution that still trains is the run then; that this one ended is no end of it.
+        if not _trains(run_id):
+            _end(facts, "failed", watch)
         raise
     _end(facts, "finished", watch)
+
+
+def _trains(run_id: str) -> bool:
+    try:
+        with only_job(current().run(run_id)):
+            return False
+    except JobTaken:
+        return True
 
 
 def _end(facts: RunFacts, status: str, watch: Stopwatch) -> None:

@@ -16,6 +16,7 @@ from fl.errors import FederationError, LostClients
 from fl.federation import Federation, TrainingJob, save_job
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.privacy import NO_PRIVACY, Privacy
+from fl.simulation import TAKEN, taken
 from storage.adapters import ADAPTER, committed_rounds
 from storage.events import read_events
 from storage.executions import training_seconds
@@ -98,7 +99,7 @@ def _counts(folder: Path) -> dict[str, Any]:
 def _run_job(folder: Path, progress: Progress) -> float:
     """Run a run folder's job to its end; the seconds that its workers spent loading, together.
 
-    Raises JobDied or LostClients where a retry can help, else FederationError.
+    Raises JobDied or LostClients where a retry can help, JobTaken where another trains there, else FederationError.
     """
     _, offset = read_events(folder)
     with _child(folder) as process:
@@ -119,6 +120,8 @@ def _run_job(folder: Path, progress: Progress) -> float:
 
 def _failure(folder: Path, status: int) -> FederationError:
     """Why a job ended with a status other than 0: what it told, or that it told nothing."""
+    if status == TAKEN:
+        return taken(folder)
     try:
         told = json.loads((folder / "error.json").read_text())
     except (OSError, ValueError):

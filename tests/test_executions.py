@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401, F811 (fixtures are imported, and named again as parameters)
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -9,10 +10,14 @@ import pytest
 from prefect import flow
 from prefect_session import home, prefect_api
 
+from fl.simulation import only_job
+from flows.config import RunConfig
+from flows.experiment import _recorded
 from flows.timing import timing
 from storage.executions import Execution, StageTime, last_execution, record_execution, training_seconds
 from storage.layout import Layout
 from storage.rounds import query
+from storage.runs import read_record
 from storage.stages import NewStage
 from tasks.stage_task import stage
 
@@ -89,3 +94,19 @@ def test_clients_that_train_at_the_same_time_count_once(tmp_path: Path) -> None:
     assert training_seconds(folders, 1) == 12.0
     assert training_seconds(folders, 2) == 6.0
     assert training_seconds([], 1) == 0.0
+
+
+@pytest.mark.parametrize(("trains", "status"), [(True, "running"), (False, "failed")])
+def test_an_execution_that_fails_marks_the_run_failed_unless_another_one_trains(
+    trains: bool, status: str, home: Path
+) -> None:
+    config, folder = RunConfig.model_validate({"preset": "demo"}), Layout(home).run("run")
+    folder.mkdir(parents=True)
+    with (
+        only_job(folder) if trains else nullcontext(),
+        timing() as watch,
+        pytest.raises(KeyError),
+        _recorded(config, "run", None, {}, watch),
+    ):
+        raise KeyError
+    assert read_record("run").status == status

@@ -20,6 +20,7 @@ from fl.adapter import Tuning
 from fl.federation import TrainingJob, save_job
 from fl.local_training import LocalTraining
 from fl.server_app import train_federation
+from fl.simulation import TAKEN
 from storage.adapters import committed_rounds
 from storage.events import read_events
 
@@ -153,7 +154,7 @@ def test_two_jobs_in_one_run_folder_are_refused(tmp_path: Path) -> None:
     with (job.run_folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         status, _, err = _finish(_start(job, tmp_path))
-    assert status == 2
+    assert status == TAKEN
     assert err.startswith("Another job is training in")
 
 

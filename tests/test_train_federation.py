@@ -16,13 +16,15 @@ from prefect import flow
 from prefect_session import endings, home, prefect_api
 
 from fl.adapter import Tuning
+from fl.errors import FederationError
 from fl.federation import Federation
 from fl.local_training import LocalTraining
+from fl.simulation import only_job
 from storage.events import read_events
 from storage.layout import Layout
 from storage.stages import Stage, new_stage
 from tasks.prepare_model import prepare_model
-from tasks.train_federation import _failure, train_federation
+from tasks.train_federation import _failure, _run_job, train_federation
 
 ROUNDS = 3
 
@@ -121,3 +123,12 @@ def test_a_job_is_tried_again_after_lost_clients_or_a_death_without_words_only(
     assert isinstance(error, train_federation.retry.on) == again
     assert (told["message"] if told else "ended with status 2") in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_second_job_in_a_run_folder_is_told_the_reason_is_not_retried_and_leaves_no_error_to_the_first(
+    tmp_path: Path,
+) -> None:
+    with only_job(tmp_path), pytest.raises(FederationError, match="Another job is training in") as caught:
+        _run_job(tmp_path, lambda done, total, note: None)
+    assert not isinstance(caught.value, train_federation.retry.on)
+    assert not (tmp_path / "error.json").exists()
