@@ -5,10 +5,13 @@ from storage.datasets import DatasetConfig, DatasetSpec
 from storage.layout import current
 from storage.stages import NewStage
 from tasks.progress import progress_of
-from tasks.stage_task import Retry, stage
+from tasks.stage_task import stage
 
 
-@stage("download", unkeyed=("config", "spec"), retry=Retry((ConnectionError, TimeoutError), times=2, first_delay=5))
+@stage("download", unkeyed=("config", "spec"))
 def download_logs(new: NewStage, fingerprint: str, config: DatasetConfig, spec: DatasetSpec) -> None:
-    """Fetch, unpack or simulate the log; `fingerprint` stands for its content, wherever it is fetched from."""
+    """Fetch, unpack or simulate the log; `fingerprint` stands for its content, wherever it is fetched from.
+
+    A server that does not answer is tried again in there, for as long as storage.downloads.Patience says.
+    """
     new.counts |= fetch(config, spec, new.path, current().downloads, progress_of("download"))

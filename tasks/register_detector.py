@@ -23,10 +23,10 @@ from storage.stages import NewStage, Stage
 from storage.summaries import RunFacts, Summary, TrainingFacts, load_summary, score_name
 from storage.tracking import NOTE, log_run
 from tasks.run_pages import page_of_run
-from tasks.stage_task import Retry, stage
+from tasks.stage_task import stage
 
 
-@stage("register", unkeyed=("facts", "spec"), retry=Retry((ConnectionError,), times=2))
+@stage("register", unkeyed=("facts", "spec"))
 def register_detector(
     new: NewStage,
     data: Mapping[str, Stage],
@@ -46,7 +46,8 @@ def register_detector(
     """Log parameters, metrics of every round, costs and figures; register the detector as a new challenger.
 
     `data` are the stages of prepared data with the model; `store` tells one tracking store from another; `rules` holds
-    the window, mask and token rules as used, and how windows were scored.
+    the window, mask and token rules as used, and how windows were scored. MLflow's client tries each request again for
+    minutes where the server does not answer; a whole second try would leave a half-written run behind.
     """
     summary = load_summary(report.file("report.json"))
     found = committed_rounds(Path(trained.path))[summary.findings["round"]]

@@ -2,15 +2,18 @@
 
 # ruff: noqa: F401, F811 (fixtures are imported, and named again as parameters)
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect_session import endings, home, prefect_api
 
-from storage.errors import FormatError, SourceError, StorageError
+import tasks
+from fl.errors import LearningError
+from storage.errors import DataError, FormatError, SourceError, StorageError
 from storage.stages import NewStage, Stage
-from tasks.stage_task import Retry, stage
+from tasks.stage_task import Retry, StageTask, stage
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "home")
 _calls: list[str] = []
@@ -120,3 +123,12 @@ def test_an_error_that_no_try_can_mend_is_raised_at_once(endings: list[tuple[str
         run()  # type: ignore[operator]
     assert len(tries) == 1
     assert endings == [("failing-formaterror", "failed")]
+
+
+def test_a_stage_is_tried_again_only_after_errors_that_stages_raise() -> None:
+    """Those of the application: whatever a library raises is turned into one of them before it leaves a stage."""
+    modules = [import_module(f"tasks.{path.stem}") for path in Path(tasks.__file__).parent.glob("[a-z]*.py")]
+    stages = {each.name: each for module in modules for each in vars(module).values() if isinstance(each, StageTask)}
+    assert {"download", "train", "register"} <= set(stages)
+    waited_for = {error for each in stages.values() for error in each.retry.on}
+    assert {error for error in waited_for if not issubclass(error, DataError | LearningError)} == set()
