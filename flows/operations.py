@@ -12,7 +12,7 @@ import psutil
 from pydantic import ValidationError
 
 from flows.prefect_api import last_runs
-from flows.processes import end_belonging, wait_for_end
+from flows.processes import SERVICE_MARK, SERVICES_MARK, end_belonging, wait_for_end
 from flows.services import PROJECT, PlatformSettings
 from storage.databases import databases
 from storage.layout import Layout, current
@@ -58,18 +58,18 @@ def bring_up(settings: PlatformSettings, tell: Tell, *, foreground: bool) -> Non
             f"Prefect and MLflow are up already at {state.prefect_url} and {state.mlflow_url}; "
             "`atalaia down` first, to start them elsewhere."
         )
-    process = _start_supervisor(settings, layout) if state is None else None
-    _wait(layout, tell, lambda: running(layout) is not None if process is None else process.poll() is None)
+    _wait(layout, tell, _start_supervisor(settings, layout) if state is None else None)
 
 
 def _start_supervisor(settings: PlatformSettings, layout: Layout) -> "subprocess.Popen[bytes]":
     folder = services_folder(layout)
-    (folder / "state.json").unlink(missing_ok=True)
+    # By the marks `atalaia down` finds it before it has said that it starts.
+    marks = {SERVICES_MARK: str(folder), SERVICE_MARK: "supervisor"}
     with (folder / "supervisor.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.supervisor"],
             cwd=PROJECT,
-            env={**os.environ, "ATALAIA_HOME": str(layout.home)},
+            env={**os.environ, "ATALAIA_HOME": str(layout.home), **marks},
             # Settings may hold a database's password, which neither a file nor the list of processes should show.
             stdin=subprocess.PIPE,
             stdout=log,
@@ -82,12 +82,16 @@ def _start_supervisor(settings: PlatformSettings, layout: Layout) -> "subprocess
     return process
 
 
-def _wait(layout: Layout, tell: Tell, alive: Callable[[], bool]) -> None:
-    """Return when everything is well; raises ServiceError with the reason where it never will be."""
+def _wait(layout: Layout, tell: Tell, process: "subprocess.Popen[bytes] | None") -> None:
+    """Return when everything is well; raises ServiceError with the reason where it never will be.
+
+    `process` is the supervisor that was started for it, whose state alone counts; None: the one that runs.
+    """
     while True:
         # Asked before the state is read: its last words are then in what is read.
-        was_alive = alive()
-        if (state := read_state(layout)) is not None:
+        was_alive = running(layout) is not None if process is None else process.poll() is None
+        state = read_state(layout)
+        if state is not None and (process is None or state.supervisor == process.pid):
             tell(state)
             if state.healthy:
                 return

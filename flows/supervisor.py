@@ -12,7 +12,14 @@ from flows.services import PlatformSettings, gpus_of_this_machine, services_of, 
 from flows.supervised import Supervised, now, say
 from storage.databases import databases, prepare_database
 from storage.layout import Layout, current
-from storage.services import PlatformState, ServiceError, services_folder, sole_supervisor, write_state
+from storage.services import (
+    PlatformState,
+    ServiceError,
+    forget_state,
+    services_folder,
+    sole_supervisor,
+    write_state,
+)
 
 _LOOK_SECONDS = 0.5
 
@@ -24,10 +31,7 @@ class Supervisor:
         self._settings, self._layout = settings, layout
         self._folder = services_folder(layout)
         self._stopping = False
-        gpus, notes = _gpu_workers(settings)
-        environment = shared_environment(settings, layout)
-        services = services_of(settings, layout, gpus)
-        self._services = [Supervised(service, self._folder, environment) for service in services]
+        self._services: list[Supervised] = []
         self._state = PlatformState(
             phase="starting",
             supervisor=os.getpid(),
@@ -36,7 +40,6 @@ class Supervisor:
             prefect_url=settings.prefect_url,
             mlflow_url=settings.mlflow_url,
             database=databases(settings.database, layout).shown,
-            notes=(*notes, *open_doors(settings)),
         )
         self._written: PlatformState | None = None
 
@@ -55,8 +58,18 @@ class Supervisor:
         return self._state.reason
 
     def _prepare(self) -> None:
-        """Clear away what a killed supervisor left, and see that the ports are free and the database answers."""
+        """Say that it starts, clear away what a killed supervisor left, see that ports and database are there.
+
+        The state comes first: looking for GPUs takes seconds, in which `atalaia down` must find this supervisor, and
+        not the process that has the number of a former one.
+        """
+        forget_state(self._layout)
         self._write("starting")
+        gpus, notes = _gpu_workers(self._settings)
+        environment = shared_environment(self._settings, self._layout)
+        services = services_of(self._settings, self._layout, gpus)
+        self._services = [Supervised(service, self._folder, environment) for service in services]
+        self._state = self._state.model_copy(update={"notes": (*notes, *open_doors(self._settings))})
         end_belonging(str(self._folder))
         check_ports(self._settings)
         if self._settings.database:

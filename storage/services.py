@@ -89,6 +89,11 @@ def write_state(layout: Layout, state: PlatformState) -> None:
     temporary.replace(folder / "state.json")
 
 
+def forget_state(layout: Layout) -> None:
+    """Remove the state that a former supervisor left; for whoever holds the home's lock."""
+    (services_folder(layout) / "state.json").unlink(missing_ok=True)
+
+
 def read_state(layout: Layout) -> PlatformState | None:
     """The last state written, by a supervisor that may be gone; None where there never was one."""
     try:

@@ -17,7 +17,7 @@ import pytest
 from platforms import atalaia, free_port
 
 from flows import supervised, supervisor, watcher
-from flows.operations import settings_of
+from flows.operations import _start_supervisor, bring_down, settings_of
 from flows.processes import SERVICE_MARK, SERVICES_MARK, belonging, end_belonging, is_free, owner_of
 from flows.promote_command import detectors, rollback
 from flows.server import quiet_environment
@@ -258,11 +258,19 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         full.close()
 
 
-@pytest.mark.usefixtures("full_disk")
+@pytest.fixture
+def _own_signals() -> Iterator[None]:
+    """What a supervisor in this process does to its signals is undone."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("full_disk", "_own_signals")
 def test_a_full_disk_ends_neither_supervisor_nor_watcher_and_the_state_is_written_when_there_is_room(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     tries: list[str] = []
 
     def write_later(layout: Layout, state: PlatformState) -> None:
@@ -278,15 +286,44 @@ def test_a_full_disk_ends_neither_supervisor_nor_watcher_and_the_state_is_writte
     monkeypatch.setattr(supervisor, "write_state", write_later)
     monkeypatch.setattr(supervisor, "_LOOK_SECONDS", 0.01)
     settings = PlatformSettings(gpu=False, prefect_port=free_port(), mlflow_port=free_port())
-    try:
-        assert supervisor.supervise(settings, layout) == ""
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert supervisor.supervise(settings, layout) == ""
     written = read_state(layout)
     assert written is not None
     assert (written.phase, [found.condition for found in written.services]) == ("up", ["healthy"])
     watcher._say("a line")
+
+
+@pytest.mark.usefixtures("_own_signals")
+def test_a_supervisor_that_starts_says_so_before_anything_else_and_forgets_the_state_of_a_former_one(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[PlatformState | None] = []
+
+    def look(settings: PlatformSettings) -> tuple[int, tuple[str, ...]]:
+        found.append(running(layout))
+        raise ServiceError("enough")
+
+    monkeypatch.setattr(supervisor, "_gpu_workers", look)
+    write_state(layout, _state(supervisor=1))
+    assert supervisor.supervise(PlatformSettings(), layout) == "enough"
+    [state] = found
+    assert state is not None
+    assert (state.phase, state.supervisor) == ("starting", os.getpid())
+
+
+def test_down_ends_a_supervisor_that_has_not_said_yet_that_it_starts(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATALAIA_HOME", str(layout.home))
+    settings = PlatformSettings(gpu=False, prefect_port=free_port(), mlflow_port=free_port())
+    process = _start_supervisor(settings, layout)
+    try:
+        bring_down()
+        assert process.poll() is not None
+        assert belonging(str(layout.home / "services")) == []
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_a_service_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
