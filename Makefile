@@ -50,8 +50,8 @@ deploy: setup
 	$(BIN)/python -m flows.deploying
 
 mlflow-server: setup
-	@mkdir -p .atalaia/mlflow
-	MLFLOW_ENV=$(CURDIR)/mlflow/server.env PATH="$(CURDIR)/$(BIN):$$PATH" sh mlflow/start.sh $(CURDIR)/.atalaia/mlflow $(MLFLOW_PORT)
+	MLFLOW_ENV=$(CURDIR)/mlflow/server.env PATH="$(CURDIR)/$(BIN):$$PATH" \
+		sh mlflow/start.sh "$${ATALAIA_HOME:-$(CURDIR)/.atalaia}/mlflow" $(MLFLOW_PORT)
 
 clean:
 	rm -rf .atalaia .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -107,6 +108,13 @@ def test_no_two_runs_of_a_deployment_train_at_the_same_time_and_a_late_night_is_
         "weekly-sweep": "CANCEL_NEW",
         "federate": "CANCEL_NEW",
     }
+
+
+def test_the_manual_says_which_deployments_have_late_runs_wait() -> None:
+    waiting = [d["name"] for d in DEPLOYMENTS if d["concurrency_limit"]["collision_strategy"] == "ENQUEUE"]
+    said = re.search(r"still runs\s+waits \((.+?)\) or is left\s+out", (ROOT / "docs" / "operations.md").read_text())
+    assert said is not None
+    assert re.findall("`(.+?)`", said[1]) == waiting
 
 
 def test_an_experiment_hands_training_to_the_deployment_of_the_gpu_pool() -> None:

@@ -1,5 +1,7 @@
 """What MLflow keeps of a run, in the default store and when the server is not there."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from storage.errors import TrackingError
 from storage.layout import Layout
 from storage.tracking import log_run, store_identity, tracking_uri
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +68,15 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught:
         log_run("r1", {}, [], {}, [], {}, layout)
     assert "\n" not in str(caught.value)
+
+
+def test_make_mlflow_server_shows_the_store_of_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "mlflow"
+    program.write_text('#!/bin/sh\necho "$MLFLOW_BACKEND_STORE_URI"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
+    monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / "home"))
+    command = ["make", "--silent", "mlflow-server", "READY=", "BIN=none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tracking_uri()}\n"
