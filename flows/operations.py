@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from flows.prefect_api import last_runs
 from flows.processes import SERVICE_MARK, SERVICES_MARK, end_belonging, wait_for_end
 from flows.services import PROJECT, PlatformSettings
+from flows.supervised import open_log
 from storage.databases import databases
 from storage.layout import Layout, current
 from storage.services import PlatformState, ServiceError, read_state, running, services_folder
@@ -65,7 +66,7 @@ def _start_supervisor(settings: PlatformSettings, layout: Layout) -> "subprocess
     folder = services_folder(layout)
     # By the marks `atalaia down` finds it before it has said that it starts.
     marks = {SERVICES_MARK: str(folder), SERVICE_MARK: "supervisor"}
-    with (folder / "supervisor.log").open("ab") as log:
+    with open_log(folder / "supervisor.log") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.supervisor"],
             cwd=PROJECT,

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -22,6 +23,8 @@ _STEADY_SECONDS = 60.0
 """A service that was well for so long has its failures forgiven."""
 _MOST_FAILURES = 5
 _LONGEST_PAUSE = 60.0
+_LONG_LOG = 10 << 20
+"""Bytes from which a log is put aside at the next start of what writes it."""
 _RUNS_END_SECONDS = 25.0
 """What flow runs get to end their training jobs and to say that they were stopped."""
 
@@ -84,7 +87,7 @@ class Supervised:
         self._become("starting")
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
-        with self.log.open("ab") as log:
+        with open_log(self.log) as log:
             return subprocess.Popen(
                 self.service.command,
                 cwd=PROJECT,
@@ -164,12 +167,22 @@ class Supervised:
         end_belonging(self._folder, self.service.name)
 
 
+def open_log(log: Path) -> BinaryIO:
+    """A log to add to; one that has grown long takes the place of `NAME.log.1` first, whoever writes to it is gone."""
+    if log.exists() and log.stat().st_size > _LONG_LOG:
+        log.replace(f"{log}.1")
+    return log.open("ab")
+
+
 def last_line(log: Path) -> str:
     """The last line of a log that says something, shortened."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace")[-4000:].splitlines() if line.strip()]
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4000))
+            text = file.read().decode(errors="replace")
     except OSError:
         return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
 
 

@@ -1,6 +1,7 @@
 """Registered detectors: names, aliases, promotion and going back, in the default store and on a real server."""
 
 # ruff: noqa: F401, F811 (fixtures are imported, and named again as parameters)
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from storage.registry import (
     roll_back,
     versions_of,
 )
-from storage.tracking import log_run, tracking_client
+from storage.tracking import log_run, tracking_client, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +184,10 @@ def test_a_detector_registered_on_a_server_comes_back_from_it_and_judges_raw_lin
     # A threshold of 0 and a surprise in nats, which is above it: an untrained model finds every window surprising.
     assert all(window.anomalous for window in judged)
     assert register_detector("hdfs-sim", run_id, folder, {}).version == "2"
+
+
+@pytest.mark.long
+def test_a_server_writes_no_line_for_each_question_whether_it_is_well(tracking_server: Path) -> None:
+    with urllib.request.urlopen(f"{tracking_uri()}/health", timeout=60) as answer:
+        assert answer.status == 200
+    assert "/health" not in (tracking_server.parent / "server.log").read_text()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -235,6 +236,32 @@ def test_a_service_that_never_lasts_is_given_up_with_the_last_thing_it_said(
     _until(found, "given up")
     assert found.reason.startswith('it ended with status 3, 5 times in a row: "no such table"; see ')
     assert "\n" not in found.reason
+
+
+def test_a_long_log_is_put_aside_at_the_next_start_and_a_short_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "_LONG_LOG", 10)
+    log, aside = tmp_path / "step.log", tmp_path / "step.log.1"
+    for before, after, kept in (("short\n", "short\nsaid\n", None), ("0123456789\n", "said\n", "0123456789\n")):
+        log.write_text(before)
+        _until(Supervised(Service("step", ("echo", "said"), once=True), tmp_path, dict(os.environ)), "done")
+        assert log.read_text() == after
+        assert (aside.read_text() if aside.exists() else None) == kept
+
+
+def test_the_last_line_of_a_log_takes_no_memory_for_the_others(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.seek(1 << 25)
+        file.write(b"\nfirst \xff\nlast\n\n")
+    tracemalloc.start()
+    try:
+        assert supervised.last_line(log) == "last"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert supervised.last_line(tmp_path / "none") == ""
 
 
 def test_a_service_waits_for_what_it_needs_and_a_step_runs_once(tmp_path: Path) -> None:
