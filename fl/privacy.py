@@ -66,9 +66,9 @@ class Privacy:
     epsilon_budget: float | None = None
     """No round begins that would spend more than this; None: no limit."""
     noise_source: Literal["secret", "seed"] = "secret"
-    """`secret`: noise and draws of clients from a random key that stays with whoever adds the noise, kept until the run
-    ends, so that a resumed run gives the same bytes; `seed`: from the run's seed, for experiments to be repeated, which
-    protects from nobody who knows it."""
+    """`secret`: noise, and with central noise the draws of clients, from a random key that stays with whoever adds the
+    noise, kept until the run ends, so that a resumed run gives the same bytes; `seed`: from the run's seed, for
+    experiments to be repeated, which protects from nobody who knows it."""
 
     def __post_init__(self) -> None:
         """Raise FederationError where the values cannot work together."""
@@ -102,6 +102,11 @@ class Privacy:
     def is_adaptive(self) -> bool:
         """Whether the clipping norm follows the updates."""
         return self.clipping == "adaptive"
+
+    @property
+    def hides_draws(self) -> bool:
+        """Whether the draws of clients come from the server's secret key, not from the federation's seed."""
+        return self.noise == "central" and self.noise_source == "secret"
 
     def allows(self, clipping_norm: object) -> bool:
         """Whether a client that agreed to this may be told this clipping norm: the agreed one, any where it adapts, and

@@ -170,7 +170,7 @@ def train_round(
     started = time.monotonic()
     rate = cosine_rate(number, federation.rounds, training.learning_rate_max, training.learning_rate_min)
     key = _noise_key(job, last)
-    drawn = draw_clients(federation, number, key if job.privacy.noise_source == "secret" else b"")
+    drawn = draw_clients(federation, number, key if job.privacy.hides_draws else b"")
     append_event(job.run_folder, "round", round=number, clients=drawn, learning_rate=rate)
     exchange = _exchange(job, last, first, number)
     clipping_norm = clipping_norm_after(job.privacy, last.facts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl.errors import FederationError, LearningError
 from flows.site_rules import SiteRules, differing, read_rules
-from storage.answered_rounds import answered_rounds, keep_answered_rounds
+from storage.answered_rounds import answered_rounds, is_answered_as_another, keep_answered_rounds
 from storage.certificates import CA
 from storage.consent import Consent, changes, read_consent, rules_hash, write_consent
 from storage.errors import DataError
@@ -202,10 +202,10 @@ class SiteMember:
         if wrong := differing(given, member.expected):
             raise NotAgreed(f"The link asks for other {', '.join(wrong)} than the rules say; nothing was done.")
         rate, number = float(config.get("learning-rate", 0.0)), int(config.get("round", 0))
-        if not member.rules.ask(kind, number, rate, last=last):
+        if not member.rules.ask(kind, number, rate, site=member.number, last=last):
             raise NotAgreed(
-                f"The link asks for {kind} in round {number} at a rate of {rate:g}{' as the last' if last else ''}, "
-                "which is not in the rules; nothing was done."
+                f"The link asks number {member.number} for {kind} in round {number} at a rate of {rate:g}"
+                f"{' as the last' if last else ''}, which is not in the rules; nothing was done."
             )
         if not member.rules.privacy.allows(config.get("clipping-norm")):
             raise NotAgreed("The link asks for another clipping norm than the rules say; nothing was done.")
@@ -222,6 +222,11 @@ class SiteMember:
         if privacy.noise != "local" or privacy.noise_source == "seed":
             return
         folder = residual_folder(self._residuals, member.rules.run_id, member.number)
+        if is_answered_as_another(folder):
+            raise NotAgreed(
+                f"The site answered this run under another number than {member.number}: other draws and other noise "
+                "would tell more than was accounted for; nothing was done."
+            )
         answered = answered_rounds(folder)
         asked = f"{json.dumps(dict(config), sort_keys=True)} {adapter_hash(received)}"
         request = hashlib.sha256(asked.encode()).hexdigest()

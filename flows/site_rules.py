@@ -12,7 +12,7 @@ from fl.anomaly_scores import DEFAULT_SCORE, ScoreName
 from fl.calibration import ThresholdRule
 from fl.declared import ADAPTER, JUDGE, TRAIN
 from fl.errors import FederationError
-from fl.federation import Federation, TrainingJob
+from fl.federation import Federation, TrainingJob, draw_clients
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.privacy import Privacy
 from flows.config import RunConfig
@@ -95,16 +95,21 @@ class SiteRules(BaseModel):
         """The name of the one run that has these rules."""
         return f"{self.preset}-sites-{self.sha256[:8]}"
 
-    def ask(self, kind: str, number: int, rate: float, *, last: bool) -> bool:
-        """Whether a request of this kind belongs to a round, at a learning rate; `last` asks for alerts as well."""
+    def ask(self, kind: str, number: int, rate: float, *, site: int, last: bool) -> bool:
+        """Whether a request of this kind to a site belongs to a round, at a learning rate; `last` asks for alerts too.
+
+        A site trains only in rounds that it is drawn for, where the draws are not the server's secret: epsilon of local
+        noise counts no others.
+        """
         until = affordable_rounds(self.privacy, self.federation)
         if kind == TRAIN:
             lowest, highest = self.training.learning_rate_min, self.training.learning_rate_max
-            return 1 <= number <= until and lowest * 0.999 <= rate <= highest * 1.001
+            in_rules = 1 <= number <= until and lowest * 0.999 <= rate <= highest * 1.001
+            return in_rules and (self.privacy.hides_draws or site in draw_clients(self.federation, number))
         if kind == JUDGE:
             is_due = is_judged_after(self.judged_rounds, number, until)
             return is_due and 1 <= number <= until and rate == 0 and last == (number == until)
-        return kind == ADAPTER and self.tuning.takes_gradient and number == 0 and rate == 0
+        return kind == ADAPTER and self.tuning.takes_gradient and site == number == 0 and rate == 0
 
     def job(self, run_id: str, run_folder: Path) -> TrainingJob:
         """The server's job; what belongs to the sites' machines is not in it."""

@@ -25,6 +25,11 @@ def answered_rounds(folder: Path) -> dict[int, str]:
         raise StorageError(f"{path} cannot be read: which rounds were answered is not known; bring it back.") from error
 
 
+def is_answered_as_another(folder: Path) -> bool:
+    """Whether rounds of this folder's run were answered under another number of the site."""
+    return any(path.parent != folder for path in folder.parent.glob(f"*/{_FILE}"))
+
+
 def keep_answered_rounds(folder: Path, answered: Mapping[int, str]) -> None:
     """Keep which rounds are answered; it is on the disk when this returns."""
     path = folder / _FILE

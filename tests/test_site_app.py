@@ -14,11 +14,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from site_federations import NAMES, SiteGrid, federation_of, simulated_logs, tiny_rules
 
 from fl import client_app
+from fl.accounting import Accountant
 from fl.declared import ADAPTER, JUDGE, NUMBERS, TRAIN
 from fl.errors import BadReply, FederationError, LinkLost, LostClients
-from fl.federation import save_job
+from fl.federation import Federation, draw_clients, save_job
 from fl.link import RunState
 from fl.link_app import run_rounds
+from fl.privacy import Privacy
 from fl.server_app import train_federation
 from fl.site_app import FAILED, REFUSED
 from flows.link import LinkRun, LinkSettings
@@ -320,6 +322,46 @@ def test_noise_of_a_site_s_own_is_not_averaged_away_by_asking_again(
     key.unlink()
     assert ask(sent).error.reason == FAILED
     assert not key.exists()
+
+
+def test_a_link_that_asks_each_site_in_each_round_gets_no_more_answers_than_epsilon_counts(rules: SiteRules) -> None:
+    privacy = Privacy("local", 2.0, delta=1e-3)
+    federation = Federation(rounds=20, clients=8, fraction=0.25, seed=3)
+    local = rules.model_copy(update={"privacy": privacy, "federation": federation})
+    rate = rules.training.learning_rate_max
+    answered = [
+        [number for number in range(1, 21) if local.ask(TRAIN, number, rate, site=site, last=False)]
+        for site in range(8)
+    ]
+    assert max(map(len, answered)) == Accountant(privacy, federation).most_participations(20) < 20
+    for number in range(1, 21):
+        assert [site for site in range(8) if number in answered[site]] == draw_clients(federation, number)
+    # Of a secret key's draws a site knows nothing.
+    central = local.model_copy(update={"privacy": Privacy("central", 2.0, delta=1e-3)})
+    assert all(central.ask(TRAIN, 1, rate, site=site, last=False) for site in range(8))
+
+
+def test_a_site_does_not_train_in_a_round_that_it_is_not_drawn_for_nor_with_its_own_noise_under_two_numbers(
+    tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    from fl.server_app import round_config
+    from fl.site_app import NotAgreed
+
+    rules = tiny_rules(tiny_model, Layout(tmp_path / "link"), privacy={"noise": "local", "delta": 1e-3})
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    member = grid.members[101]
+    asked = {**round_config(job, 1, 1e-3), "clipping-norm": rules.privacy.clipping_norm}
+    [absent] = set(range(3)) - set(drawn := draw_clients(rules.federation, 1))
+    member.admit(rules.text(), absent)
+    with pytest.raises(NotAgreed, match="not in the rules"):
+        member.expect(TRAIN, asked)
+    for number in drawn:
+        member.admit(rules.text(), number)
+        member.expect(TRAIN, asked)
+    member.training_on(asked, {})
+    member.admit(rules.text(), drawn[0])
+    with pytest.raises(NotAgreed, match="under another number"):
+        member.training_on(asked, {})
 
 
 @pytest.mark.parametrize("fault", ["shape", "bytes", "type", "name"])
