@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from fl.errors import DeviceError, ModelError
 from fl.host_memory import keep_freed_memory
+from fl.local_models import is_model_file, local_files
 from fl.tree_attention import choose_attention
 
 # Where mlflow is not installed, a folder of that name would still be found and switch transformers' integration on.
@@ -58,26 +59,39 @@ class LoadedModel:
 def prepare_model(name: str, models_root: Path) -> Path:
     """A local directory with the model `name`: config, safetensors, tokenizer.json and card.json.
 
-    `name` is the embedded model (`smollm2-135m-instruct`), a local directory, or a Hugging Face id.
+    `name` is the embedded model (`smollm2-135m-instruct`), a local directory, or a Hugging Face id. A local directory
+    in which a file has changed since is prepared again, so that the card always tells the hash of what is loaded.
     Raises ModelError when it cannot be had, or holds no safetensors: pickled weights are never loaded.
     """
     folder = models_root / name.replace("/", "--").replace(os.sep, "--")
     if Path(name).is_dir():
         folder = models_root / f"local--{Path(name).resolve().name}--{_text_hash(str(Path(name).resolve()))[:8]}"
-    if (folder / "card.json").is_file() and (folder / "tokenizer.json").is_file():
+    files = local_files(name)
+    if _is_prepared(folder, files):
         return folder
     partial = models_root / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     partial.mkdir(parents=True)
     try:
         facts = _fill(name, partial)
         facts["weights_sha256"] = weights_hash(partial)
-        (partial / "card.json").write_text(json.dumps({"name": name, **facts}, indent=1))
+        card = {"name": name, **facts} | ({"files": files} if files else {})
+        (partial / "card.json").write_text(json.dumps(card, indent=1))
         if folder.exists():
             shutil.rmtree(folder)
+            load_model.cache_clear()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _is_prepared(folder: Path, files: dict[str, list[int]]) -> bool:
+    """Whether a prepared directory is whole, and of a local directory's files as they are now."""
+    try:
+        card = json.loads((folder / "card.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return (folder / "tokenizer.json").is_file() and card.get("files", {}) == files
 
 
 def _fill(name: str, folder: Path) -> dict[str, str]:
@@ -147,7 +161,7 @@ def _link_local(source: Path, folder: Path) -> dict[str, str]:
     if not (source / "tokenizer.json").is_file():
         raise ModelError(f"{source} holds no tokenizer.json; save the model's fast tokenizer there.")
     for path in source.iterdir():
-        if path.is_file() and path.name != "card.json":
+        if is_model_file(path):
             (folder / path.name).symlink_to(path)
     return {"source": "local directory", "licence": "not stated"}
 

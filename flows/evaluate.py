@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from fl.local_models import local_files
 from flows.config import RunConfig, ScoringConfig
 from flows.prepare import Prepared, prepare_data, run_name
 from flows.train import run_id_of, train_adapters, with_trainable_weights
@@ -61,12 +62,13 @@ def judge(config: RunConfig, prepared: Prepared, trained: Stage) -> Judged:
 
 
 def learned_baselines(config: RunConfig, prepared: Prepared) -> Stage | None:
-    """The learned baselines on the same shares and draws of clients; None where the run asks for none."""
+    """The learned baselines on the same shares, as many clients a round; None where the run asks for none."""
     if not config.baselines.methods:
         return None
     federation = config.federation
     dealt = (federation.clients, federation.fraction, federation.seed)
-    masked = prepare_model(config.baselines.masked_model) if "logfit" in config.baselines.methods else None
+    reader = config.baselines.masked_model
+    masked = prepare_model(reader, local_files(reader)) if "logfit" in config.baselines.methods else None
     reading = (masked, config.tokens.separator)
     return train_event_models(prepared.tokenized, prepared.partition, config.baselines, *dealt, *reading)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefect import flow, runtime
 
+from fl.local_models import local_files
 from flows.config import RunConfig
 from storage.archives import source_fingerprint
 from storage.datasets import resolve
@@ -53,7 +54,7 @@ def prepare_data(config: RunConfig) -> Prepared:
     download = download_logs(f"{spec.name} {source_fingerprint(config.dataset)}", config=config.dataset, spec=spec)
     window = window_logs(download, reading, config.window or spec.window, config.dataset.limit, spec=spec)
     mask = mask_messages(download, window, reading, config.mask or spec.mask, spec=spec)
-    model = prepare_model(config.model.name)
+    model = prepare_model(config.model.name, local_files(config.model.name))
     tokenized = tokenize_windows(window, mask, model, config.tokens)
     split = split_windows(tokenized, config.split)
     partition = partition_windows(tokenized, split, config.partition)

@@ -14,13 +14,17 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import tasks.prepare_model
 from fl import model
 from fl.adapter import Tuning, adapter_arrays, attach_adapter
 from fl.costs import model_config
 from fl.errors import DeviceError, ModelError
+from fl.local_models import local_files
 from fl.local_training import LocalTraining, train_locally
-from fl.model import EMBEDDED, load_model, prepare_model
+from fl.model import EMBEDDED, load_model, prepare_model, weights_hash
+from storage.stages import Stage, new_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,6 +57,52 @@ def test_preparing_again_reuses_the_directory(tiny_model: Path, tmp_path: Path) 
     assert prepare_model(str(tiny_model), tmp_path) == first
     assert (first / "card.json").stat().st_mtime_ns == written
     assert load_model(first).end_token_id == 0
+
+
+def _change_weights(folder: Path) -> None:
+    """Other values in the same place, as training in place leaves them: not a byte more or less."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_weights_that_were_changed_in_their_directory_are_other_weights(tiny_model: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    before = load_model(prepare_model(str(source), tmp_path / "models"))
+    first = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
+    _change_weights(source)
+    folder = prepare_model(str(source), tmp_path / "models")
+    after = load_model(folder)
+    assert json.loads((folder / "card.json").read_text())["weights_sha256"] == weights_hash(source)
+    assert after.model_hash != before.model_hash
+    assert any((tensor != first[name]).any() for name, tensor in after.model.state_dict().items())
+    (source / "model.safetensors").rename(source / "other.safetensors")
+    assert (prepare_model(str(source), tmp_path / "models") / "other.safetensors").is_file()
+    load_model.cache_clear()
+
+
+def test_stages_of_a_model_that_was_changed_are_not_used_again_and_those_of_one_that_was_touched_are(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / "home"))
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+
+    def staged() -> tuple[str, Stage]:
+        inputs = (str(source), local_files(str(source)))
+        key = tasks.prepare_model.prepare_model.key(*inputs)
+        with new_stage(tmp_path / "stages", "model", key) as new:
+            tasks.prepare_model.prepare_model._write(new, *inputs)
+        return key, new.done
+
+    key, first = staged()
+    again, second = staged()
+    assert (again, second.fingerprint) == (key, first.fingerprint)
+    os.utime(source / "model.safetensors")
+    assert staged()[1].fingerprint == first.fingerprint
+    _change_weights(source)
+    with pytest.raises(ModelError, match="changed while they were used"):
+        tasks.prepare_model.model_folder(first)
+    other, second = staged()
+    assert other != key and second.fingerprint != first.fingerprint
 
 
 def test_weights_that_are_not_safetensors_are_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from fl.adapter import Tuning, adapter_arrays, adapter_hash, attach_adapter
+from fl.local_models import local_files
 from fl.model import load_model
 from fl.scoring import score_sequences
 from storage.adapters import CommittedRound, commit_round
@@ -23,7 +24,7 @@ from tasks.score_windows import Scorer, _completed
 def scorer(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scorer:
     monkeypatch.setenv("ATALAIA_HOME", str(tmp_path / "home"))
     with new_stage(tmp_path, "model", "key") as new:
-        prepare_model._write(new, str(tiny_model))
+        prepare_model._write(new, str(tiny_model), local_files(str(tiny_model)))
     model: Stage = new.done
     return Scorer(model, Tuning(), 0, (1, 3), "none", "cpu")
 

@@ -18,6 +18,7 @@ from prefect_session import endings, home, prefect_api
 from fl.adapter import Tuning
 from fl.errors import FederationError
 from fl.federation import Federation
+from fl.local_models import local_files
 from fl.local_training import LocalTraining
 from fl.simulation import only_job
 from storage.events import read_events
@@ -33,7 +34,7 @@ ROUNDS = 3
 def training(model: str, partition: Stage) -> Stage:
     """A job of 4 clients, 2 a round, with rounds long enough to be met in their middle."""
     return train_federation(
-        model=prepare_model(model),
+        model=prepare_model(model, local_files(model)),
         partition=partition,
         tuning=Tuning(rank=2),
         training=LocalTraining(steps=150, batch_size=4),
