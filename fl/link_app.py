@@ -73,8 +73,8 @@ def run_rounds(grid: Grid, job: TrainingJob, federation: FederationOfSites) -> N
 
     def join(grid: Grid, clients: int) -> tuple[dict[int, int], dict[int, int]]:
         admission.wait()
-        if rounds and not _is_judged(job, rounds[-1].number):
-            # Stopped between the commit of a round and its judging.
+        if rounds and rounds[-1].number > 0 and not _is_judged(job, rounds[-1].number):
+            # Stopped between the commit of a round and its judging; the untrained adapter is never judged.
             judge_round(grid, job, federation, rounds[-1], federation.nodes)
         return federation.nodes, admission.examples
 

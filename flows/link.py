@@ -220,7 +220,7 @@ class LinkRun:
     def _hear(self) -> None:
         events, self._offset = read_events(self.folder, self._offset)
         for event in events:
-            if event["event"] in {"committed", "judged"}:
+            if event["event"] == "committed" or (event["event"] == "judged" and event["sites"]):
                 self._begun = time.monotonic()
             if (words := event_words(event, self.names)) is not None:
                 self._news = words

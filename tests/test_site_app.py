@@ -495,6 +495,21 @@ def test_rounds_begin_with_as_many_sites_as_they_need_and_others_take_part_once_
     assert [event["sites"] for event in events if event["event"] == "without"] == [["south"]]
 
 
+def test_a_link_that_begins_again_before_the_first_round_does_not_ask_for_the_untrained_adapter_to_be_judged(
+    rules: SiteRules, tiny_model: Path, logs: list[Path], tmp_path: Path
+) -> None:
+    grid, job = _fresh(rules, tiny_model, logs, tmp_path)
+    grid.online.remove(102)
+    with pytest.raises(LostClients, match="1 of 3 sites do not take part"):
+        run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+    assert [found.number for found in committed_rounds(job.run_folder)] == [0]
+    grid.online.add(102)
+    run_rounds(grid, job, federation_of(rules, tiny_model))  # type: ignore[arg-type]
+    judged = [message for message in grid.asked if message.metadata.message_type == JUDGE]
+    assert {message.content["config"]["round"] for message in judged} == {1, 2}
+    assert not [event for event in read_events(job.run_folder)[0] if event["event"] == "unjudged"]
+
+
 def test_a_link_gives_up_a_round_that_goes_on_for_longer_than_its_patience(
     rules: SiteRules, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -516,7 +531,8 @@ def test_a_link_gives_up_a_round_that_goes_on_for_longer_than_its_patience(
     append_event(run.folder, "judged", round=2, sites=3)
     assert not run._step(Running())  # type: ignore[arg-type]
     run._begun -= 70
-    with pytest.raises(LostClients, match="No new round for 60 seconds; the last news: round 2: judged by 3 sites"):
+    append_event(run.folder, "judged", round=2, sites=0)  # which no site did
+    with pytest.raises(LostClients, match="No new round for 60 seconds; the last news: round 2: judged by 0 sites"):
         run._step(Running())  # type: ignore[arg-type]
 
 
