@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ class TokenRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     separator: str = " ;-; "
-    """Text between messages; the paper writes `;-;`, its code puts blanks around it."""
+    """Text between messages; the paper writes `;-;`, its code puts blanks around it. A window without any other
+    text, as of one message that the masks blotted out, is read as a separator alone."""
     max_tokens: int = Field(default=1024, gt=0)
     """Tokens at which a window is cut off (1024 in the reference code); cut windows are counted."""
     field: str = Field(default=FIELD, min_length=1, max_length=16)
@@ -124,10 +125,17 @@ class Composer:
         )
 
     def tokens_of(self, sequences: Sequence[_U32]) -> tuple[list[Tokens], bool]:
-        """The tokens of each sequence of messages, and whether they could be composed."""
+        """The tokens of each sequence of messages, at least one, and whether they could be composed."""
         composed = self.agrees(sequences)
         make = self.compose if composed else self.whole
-        return [make(sequence.tolist()) for sequence in sequences], composed
+        return [self._some(make(sequence.tolist())) for sequence in sequences], composed
+
+    def _some(self, tokens: Tokens) -> Tokens:
+        """The tokens, or the separator's for a window that has none: no model says how probable nothing is."""
+        if len(tokens.ids):
+            return tokens
+        instead = self._separator if len(self._separator) else encode(self._tokenizer, [self._rule.field])[0]
+        return replace(tokens, ids=instead[: self._rule.max_tokens])
 
     def agrees(self, sequences: Sequence[_U32]) -> bool:
         """Whether composed tokens equal those of the joined text: each message twice, and evenly drawn sequences."""

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
 from benchmarks.tiny_model import save_tiny_tokenizer
+from fl.prefix_tree import build_tree
 from storage.archives import fetch
 from storage.composer import Composer, Tokens, load_tokenizer
 from storage.datasets import BGL, HDFS, DatasetConfig, DatasetSpec
 from storage.errors import SourceError
 from storage.log_formats import LogFormat
-from storage.masks import MaskRules, mask_log
+from storage.masks import MaskRule, MaskRules, mask_log
 from storage.tokens import TokenRule, sequence_table, tokenize_windows
 from storage.windows import WindowRule, window_log
 
@@ -134,6 +135,32 @@ def test_composed_tokens_are_used_only_where_they_agree(
     assert composer.whole(sequence.tolist()).ids.tolist() == expected
     if composer.agrees([sequence]):
         assert composer.compose(sequence.tolist()).ids.tolist() == expected
+
+
+@pytest.mark.parametrize("separator", [" ;-; ", "\n", " ", ""])
+def test_every_window_has_tokens_and_those_that_have_text_the_tokens_of_their_text(
+    separator: str, byte_level: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "plain.log"
+    raw.write_text("a: up\nb: \nc: 17\nd: \nd: up\ne: \ne: \n")
+    spec = _PLAIN.model_copy(
+        update={"mask": MaskRules(preset="custom", rules=(MaskRule(pattern="[0-9]+", replacement=""),))}
+    )
+    rule = TokenRule(separator=separator)
+    _, folder = _prepared(raw, spec, byte_level, rule)
+    windows = pl.read_parquet(folder / "windows.parquet")
+    texts = pl.read_parquet(folder / "messages.parquet")["text"].to_list()
+    tokens = pl.read_parquet(folder / "sequences.parquet")["token_ids"]
+    assert windows["key"].to_list() == ["a", "b", "c", "d", "e"]
+    for messages, sequence in windows.select("message_ids", "sequence_id").iter_rows():
+        joined = separator.join(texts[message] for message in messages)
+        ids = load_tokenizer(byte_level).encode(joined, add_special_tokens=False).ids
+        assert tokens[sequence].to_list() == ids if ids else len(tokens[sequence]) > 0
+    # A detector reads each window beside others: the same tokens.
+    for messages, sequence in windows.select("message_ids", "sequence_id").iter_rows():
+        alone, _ = Composer(load_tokenizer(byte_level), rule, texts).tokens_of([np.array(messages, np.uint32)])
+        assert alone[0].ids.tolist() == tokens[sequence].to_list()
+    assert build_tree([each.to_numpy() for each in tokens], 0).paths
 
 
 def test_a_model_reads_another_text_for_fields_and_everybody_else_the_masks(byte_level: Path, tmp_path: Path) -> None:
