@@ -87,7 +87,8 @@ class Federation:
     fraction: float = 0.1
     """Share of the clients drawn in each round, at least one; the paper has 10 %."""
     min_replies: int | None = None
-    """Replies without which a round is an error; None: every client drawn must reply."""
+    """Replies without which a round is an error; None: every client drawn must reply. A Poisson round with fewer
+    clients than usual bears as many absent ones."""
     strategy: StrategyName = "fedavg"
     """How replies are combined; `fedavg` is the paper's equation 1. Where some sites may be hostile: `fedmedian`,
     `fedtrimmedavg`, `krum`, `multikrum`, `bulyan`, `geomedian` (the geometric median, arXiv 1912.13445)."""
@@ -175,8 +176,15 @@ class Federation:
         return self.clients if self.draws == "poisson" else self.clients_per_round
 
     def replies_needed(self, drawn: int) -> int:
-        """How many replies a round with so many clients needs."""
-        return drawn if self.min_replies is None else min(self.min_replies, drawn)
+        """How many replies a round with so many clients needs.
+
+        As many may be absent as `min_replies` bears in a round of `clients_per_round`: a round that is tried again
+        draws the same clients, so that a Poisson round of an absent client alone would wait for it for ever.
+        """
+        if self.min_replies is None:
+            return drawn
+        absent = self.clients_per_round - self.min_replies
+        return max(0, min(self.min_replies, drawn - absent))
 
     def weight(self, examples: int) -> int:
         """What a client with so many windows counts for: n_i of equation 1, up to the limit."""

@@ -43,6 +43,14 @@ def test_at_least_one_client_is_drawn() -> None:
     assert len(draw_clients(Federation(clients=3, fraction=0.01), 1)) == 1
 
 
+def test_a_round_bears_as_many_absent_clients_whatever_it_draws_and_needs_no_more_than_the_configured_replies() -> None:
+    federation = Federation(clients=50, fraction=0.1, min_replies=3)  # 5 a round, of whom 2 may be absent
+    assert [federation.replies_needed(drawn) for drawn in range(9)] == [0, 0, 0, 1, 2, 3, 3, 3, 3]
+    assert [Federation(fraction=0.1).replies_needed(drawn) for drawn in range(9)] == list(range(9))
+    strict = Federation(clients=50, fraction=0.1, min_replies=5)
+    assert [strict.replies_needed(drawn) for drawn in range(7)] == [0, 1, 2, 3, 4, 5, 5]
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

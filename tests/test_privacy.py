@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from federated_jobs import LocalGrid, small_job, write_shares
+from flwr.app import Context, Message
 from flwr.supercore.differential_privacy import compute_adaptive_noise_params, compute_clip_model_update, compute_stdv
 from scipy import stats
 
@@ -321,6 +322,23 @@ def test_a_round_that_draws_nobody_is_noise_alone(tmp_path: Path, tiny_model: Pa
     assert before != after
     row = _row(job, 1)
     assert (row["clients"], row["loss"]) == (0, None)
+
+
+def test_a_poisson_round_that_draws_only_an_absent_client_goes_on_where_one_may_be_absent(
+    tmp_path: Path, tiny_model: Path, shares: Path
+) -> None:
+    poisson = {"fraction": 0.5, "draws": "poisson", "min_replies": 1}  # two a round, of whom one may be absent
+    seed = next(seed for seed in range(1000) if len(draw_clients(Federation(clients=4, **poisson, seed=seed), 1)) == 1)
+    privacy = replace(CENTRAL, noise_source="seed")
+    job = _job(tmp_path / "run", tiny_model, shares, privacy, rounds=1, seed=seed, **poisson)
+
+    def absent(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train":
+            raise ValueError("gone")
+        return client_app.app(message, context)
+
+    train_federation(LocalGrid(job, absent), job)  # type: ignore[arg-type]
+    assert _row(job, 1)["clients"] == 0
 
 
 def test_what_a_client_is_told_holds_no_secret(tmp_path: Path, tiny_model: Path, shares: Path) -> None:
