@@ -73,6 +73,7 @@ class Federation:
             clients={"at_least": 1},
             fraction={"above": 0, "at_most": 1},
             min_replies={"at_least": 1},
+            seed={"at_least": 0},
             topk_share={"above": 0, "at_most": 1},
             codec_block={"at_least": 1, "at_most": 65535},
             max_examples={"at_least": 1},
@@ -129,6 +130,7 @@ class Federation:
             (f"rounds is {self.rounds}; give 0 or more", self.rounds < 0),
             (f"clients is {self.clients}; give at least 1", self.clients < 1),
             (f"fraction is {self.fraction}; give a value above 0 and up to 1", not 0 < self.fraction <= 1),
+            (f"seed is {self.seed}; give 0 or more", self.seed < 0),
             (
                 f"strategy is {self.strategy!r}; give one of {_listed(STRATEGY_OPTIONS)}",
                 self.strategy not in STRATEGY_OPTIONS,

@@ -62,6 +62,7 @@ def test_a_round_bears_as_many_absent_clients_whatever_it_draws_and_needs_no_mor
         ({"strategy": "fedadam", "strategy_options": {"mu": 1.0}}, "it takes beta_1, beta_2, eta, tau"),
         ({"strategy": "fedprox"}, "needs strategy_options.proximal_mu"),
         ({"min_replies": 6}, "from 1 to 5"),
+        ({"seed": -1}, "seed is -1; give 0 or more"),
         ({"norm_bound": 0.0}, "norm_bound is 0.0"),
         ({"norm_bound": float("nan")}, "norm_bound is nan"),
         ({"max_examples": 0}, "max_examples is 0"),
