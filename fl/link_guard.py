@@ -92,7 +92,7 @@ class _Given:
     run: int
     parts: frozenset[str]
     answered: frozenset[str] = frozenset()
-    """The parts of the reply that was passed on; none before."""
+    """The parts of the reply that came whole, and so is passed on; none before."""
 
 
 @dataclass
@@ -237,13 +237,23 @@ class Account:
             if not reply.add(request, most):
                 return None
             self._reply = None
-        reply.check(most)
+            # Before it is looked at and passed on: announced again meanwhile, it would be passed on twice.
+            reply.given.answered = reply.parts
+        try:
+            reply.check(most)
+        except Denied:
+            self.reopen(reply)
+            raise
         return reply
+
+    def reopen(self, reply: _Reply) -> None:
+        """Let a message be answered again whose reply was none, or was not taken."""
+        with self._lock:
+            reply.given.answered = frozenset()
 
     def passed(self, reply: _Reply) -> list[str]:
         """Note that a reply was passed on; those before it that the server app had time enough to fetch."""
         with self._lock:
-            reply.given.answered = reply.parts
             self._unread.append(reply.announced.messages_list[0].metadata.message_id)
             old, self._unread = self._unread[:-_UNREAD], self._unread[-_UNREAD:]
             return old
@@ -320,7 +330,11 @@ class Guard(grpc.ServerInterceptor):
     def _pass_on(self, account: Account, reply: _Reply, context: Any) -> None:  # noqa: ANN401
         """Give a whole reply to Flower, the head first, as it wants it, and clear away what lies there for no one."""
         head, store = reply.announced.messages_list[0].metadata, self.fleet.objectstore_factory.store()
-        answer = self.fleet.PushMessages(reply.announced, context)
+        try:
+            answer = self.fleet.PushMessages(reply.announced, context)
+        except BaseException:  # gRPC's own kind among them, where the run is over
+            account.reopen(reply)
+            raise
         if "None" in answer.results:  # it came too late, say
             store.delete(head.message_id)
         else:

@@ -24,7 +24,7 @@ from site_federations import tiny_rules
 
 from fl.adapter import adapter_arrays, attach_adapter
 from fl.errors import LinkRefused
-from fl.link_guard import Account, Denied, Limits
+from fl.link_guard import Account, Denied, Guard, Limits
 from fl.model import load_model
 from fl.node import HEARTBEAT_SECONDS, Node
 from flows.link import _reply_bytes
@@ -125,6 +125,26 @@ def test_a_reply_is_handed_on_when_it_is_whole_and_not_when_it_is_announced(
     guarded.push_all(reply)
     assert dict(guarded.fleet.answer(guarded.asked).content["metrics"]) == {"loss": 0.25}
     assert guarded.fleet.told == []
+
+
+def test_a_reply_that_is_sent_again_while_it_is_passed_on_is_there_once_and_whole(
+    guarded: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply, pass_on = guarded.reply(0.25), Guard._pass_on
+    wanted: list[list[str]] = []
+
+    def slow(guard: Guard, *arguments: Any) -> None:  # noqa: ANN401
+        """A link that is just passing on while the site sends all again."""
+        monkeypatch.setattr(Guard, "_pass_on", pass_on)
+        wanted.append(guarded.announce(reply))
+        guarded.push_all(reply)
+        pass_on(guard, *arguments)
+
+    monkeypatch.setattr(Guard, "_pass_on", slow)
+    guarded.announce(reply)
+    guarded.push_all(reply)
+    assert wanted == [[]]
+    assert dict(guarded.fleet.answer(guarded.asked).content["metrics"]) == {"loss": 0.25}
 
 
 def test_an_error_is_a_reply_too(guarded: Hostile) -> None:
