@@ -1,4 +1,4 @@
-"""Federated training of the learned baselines: the run's clients, draws and weighted mean, in one process.
+"""Federated training of the learned baselines: a federation's clients, draws and weighted mean, in one process.
 
 They are small enough to need no Flower and no Ray: what a client would receive and send are the arrays given here.
 """

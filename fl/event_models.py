@@ -169,8 +169,9 @@ class LogBert(EventModel):
     """LogBERT (Guo et al., IJCNN 2021, arXiv 2103.04475): masked events, and windows near a common centre.
 
     A transformer encoder, smaller than the paper's (2 layers of 64 instead of 4 of 256); loss: cross entropy of the
-    masked events plus 0.1 times the squared distance of the window's vector to the centre. The centre is the mean
-    over a client's windows, and the weighted mean of these over clients. The published rule counts masked events that
+    masked events plus 0.1 times the mean over the 64 units of the squared difference of the window's vector to the
+    centre, a 64th of the squared distance. The centre is the mean over a client's windows, and the weighted
+    mean of these over clients. The published rule counts masked events that
     are not among the g = 6 most probable ones; its threshold is searched on labels, as `validated` is.
     """
 
@@ -207,7 +208,7 @@ class LogBert(EventModel):
         return states
 
     def loss(self, windows: Sequence[Events], generator: np.random.Generator) -> Tensor:
-        """Cross entropy of the masked events, plus 0.1 times the mean squared distance to the centre."""
+        """Cross entropy of the masked events, plus 0.1 times the mean of squares over windows and units."""
         rows = padded(windows, self.LONGEST)
         hidden = masked(rows, self.MASKED, generator)
         states = self(torch.from_numpy(np.where(hidden, MASK, rows)))

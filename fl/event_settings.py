@@ -12,8 +12,8 @@ Method = Literal["deeplog", "logbert", "fedlog", "logfit"]
 class EventBaselines:
     """Small models on message ids, trained on the clients' shares and shown beside the simple rules.
 
-    Clients, their draws and the seed are the federation's; replies are combined by the weighted mean (FedAvg, eq. 1)
-    whatever the run's own strategy and codec are.
+    Clients, how many a round has and the seed are the federation's; which ones follows from the seed (`draws=fixed`),
+    and replies are combined by the weighted mean (FedAvg, eq. 1), whatever the run's own draws, strategy and codec are.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {

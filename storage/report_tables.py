@@ -245,7 +245,7 @@ def learned_table(found: Sequence[dict[str, Any]]) -> Table:
         if one["main"]
     ]
     note = (
-        "Small models of message numbers, trained on the same shares by the same draws of clients, combined by the "
+        "Small models of message numbers, trained on the same shares, as many clients a round, combined by the "
         "weighted mean; the first score of each stands for it. They need a list of all messages that the sites agree "
         "on; LogFiT reads text and needs none. The published rule has a fixed threshold where one is given. "
         f"{'; '.join(costs)}."

@@ -34,7 +34,9 @@ def train_event_models(
     masked: Stage | None = None,
     separator: str = " ;-; ",
 ) -> None:
-    """Train each method on the same shares, by the same draws of clients, and score all windows of the log.
+    """Train each method on the same shares, clients drawn by the seed, and score all windows of the log.
+
+    As many a round, whatever the run's own draws are: Poisson draws, or those of a secret key, are no part of this.
 
     `masked` is the model that `logfit` tunes; it reads a window's messages with `separator` between them.
     """
