@@ -25,6 +25,7 @@ from fl.federation import TrainingJob, load_job
 from storage.adapters import committed_rounds
 from storage.errors import DataError
 from storage.events import append_event
+from storage.noise_keys import forget_noise_key
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -83,6 +84,7 @@ def run_job(job: TrainingJob, client_app: "ClientApp | None" = None) -> None:
         from fl.server_app import check_same_job
 
         check_same_job(job, committed_rounds(job.run_folder))
+        forget_noise_key(job.run_folder)  # of a job that was killed just before it did
         append_event(job.run_folder, "finished", rounds=until)
         return
     _prepare_environment(job)

@@ -23,6 +23,7 @@ from fl.federation import Federation, TrainingJob, check_privacy, draw_clients, 
 from fl.noise import seed_key
 from fl.privacy import Privacy, PrivateMean, clipped_update, hidden_update, next_clipping_norm
 from fl.server_app import train_federation
+from fl.simulation import run_job
 from storage.adapters import committed_rounds
 from storage.errors import StorageError
 
@@ -252,6 +253,9 @@ def test_the_key_is_for_its_owner_only_and_gone_when_the_run_has_ended(
         _trained(job)
     key.write_bytes(kept)
     _trained(job)
+    assert not key.exists()
+    key.write_bytes(kept)  # of a job that was killed after its last round
+    run_job(job)
     assert not key.exists()
 
 
