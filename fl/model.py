@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from fl.errors import DeviceError, ModelError
 from fl.host_memory import keep_freed_memory
 from fl.local_models import is_model_file, local_files
-from fl.tree_attention import choose_attention
+from fl.tree_attention import choose_attention, unlike_llama
 
 # Where mlflow is not installed, a folder of that name would still be found and switch transformers' integration on.
 os.environ.setdefault("DISABLE_MLFLOW_INTEGRATION", "TRUE")
@@ -192,7 +192,8 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
     """The causal language model in `folder`, loaded once a process.
 
     `quantization`: `none`, `int8`, `nf4` (4-bit, double quantization, as in the paper), or `auto` (nf4 on CUDA, none on
-    a CPU). Raises ModelError for a folder that holds no model, DeviceError for what the device cannot do.
+    a CPU). Raises ModelError for a folder that holds no model, or one that is not of Llama's form: what is computed of
+    it would not be what the model says. Raises DeviceError for what the device cannot do.
     """
     from transformers import AutoModelForCausalLM
 
@@ -222,6 +223,8 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if (fault := unlike_llama(model)) is not None:
+        raise ModelError(f"{path} holds a model that is not of Llama's form, as all models here must be: {fault}.")
     reasons["attention"] = choose_attention(model.config, where, dtype).reason
     return LoadedModel(
         model=model,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl import flex_attention
+from fl.errors import ModelError
 from fl.prefix_tree import Pack, ancestor_mask
 
 IMPLEMENTATION = "prefix_tree"
@@ -27,6 +28,9 @@ _LONGEST_DENSE = 8192
 """Tokens for which a dense mask is still affordable: 134 MB in bfloat16."""
 _ALIGNED = 16
 """Dense masks are padded to a multiple of it: CUDA's kernel would otherwise copy the mask in every layer."""
+
+_ROUNDING = 1e-3
+"""Of the largest logit: the same computation twice, of which a device may add up some sums in another order."""
 
 Kind = Literal["chains", "flex", "dense"]
 
@@ -88,14 +92,15 @@ class ChainPlan:
 class TreePlan:
     """How the tokens of a pack attend: chain by chain, by blocks, or by one dense additive mask (1, 1, T, T).
 
-    `length` is the number of tokens T that are computed: the pack's, or with some of padding that nothing attends to.
-    `path` is where packs carry the states of a path from one to the next.
+    `length` is the number of tokens T that are computed: the pack's, or with some of padding that nothing attends to;
+    `longest` is that of the longest path. `path` is where packs carry the states of a path from one to the next.
     """
 
     chains: tuple[ChainPlan, ...]
     blocks: Any
     dense: Tensor | None
     length: int
+    longest: int
     path: CarriedPath | None = None
 
 
@@ -130,15 +135,16 @@ def plan_attention(
     path: CarriedPath | None = None,
 ) -> TreePlan:
     """The plan for `pack` on `device`; `config` is the model's, for its heads, `path` where packs carry."""
-    size = len(pack.token_ids)
+    size, longest = len(pack.token_ids), int(pack.positions.max(initial=-1)) + 1
     kind = choose_attention(config, device, dtype).kind
     if kind == "chains":
         groups = config.num_attention_heads // _key_heads(config)
-        return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None, None, size, path)
+        return TreePlan(tuple(_plan_chains(pack, groups, dtype)), None, None, size, longest, path)
     if kind == "flex":
-        return TreePlan((), flex_attention.block_mask(pack, device), None, flex_attention.padded_length(size))
+        blocks = flex_attention.block_mask(pack, device)
+        return TreePlan((), blocks, None, flex_attention.padded_length(size), longest)
     length = -(-size // _ALIGNED) * _ALIGNED
-    return TreePlan((), None, _dense_mask(pack, length, device, dtype), length)
+    return TreePlan((), None, _dense_mask(pack, length, device, dtype), length, longest)
 
 
 def _dense_mask(pack: Pack, length: int, device: str, dtype: torch.dtype) -> Tensor:
@@ -221,9 +227,19 @@ def _attend(
     dropout: float = 0.0,
     *,
     tree: TreePlan,
+    sliding_window: int | None = None,
     **_: Any,  # noqa: ANN401 (what transformers passes to every implementation)
 ) -> tuple[Tensor, None]:
-    """The interface of transformers: query (1, heads, T, d) to output (1, T, heads, d)."""
+    """The interface of transformers: query (1, heads, T, d) to output (1, T, heads, d).
+
+    Raises ModelError for a model that does not attend to all of a path. Those whose attention has capped scores or
+    sinks do not get here: transformers loads none with the attention `sdpa`.
+    """
+    if sliding_window is not None and sliding_window < tree.longest:
+        raise ModelError(
+            f"The base model attends to {sliding_window:,} tokens back, and a window has {tree.longest:,}; give "
+            f"tokens.max_tokens={sliding_window}, or a model that attends to all."
+        )
     if tree.blocks is not None:
         return flex_attention.attend(query, key, value, tree.blocks, scaling).transpose(1, 2), None
     if tree.dense is not None:
@@ -295,6 +311,26 @@ def hidden_states(model: Any, pack: Pack, path: CarriedPath | None = None) -> Te
 def output_head(model: Any) -> torch.nn.Module:  # noqa: ANN401 (any transformers or PEFT causal model)
     """The layer that turns hidden states into logits over the vocabulary."""
     return model.get_output_embeddings()
+
+
+def unlike_llama(model: Any) -> str | None:  # noqa: ANN401 (any transformers causal model)
+    """What a model does beside what is computed of it here, on which nothing else would fail; None where nothing.
+
+    Costs a forward pass of a few tokens.
+    """
+    core = getattr(model, "model", None)
+    layers = getattr(core, "layers", ())
+    if not hasattr(core, "embed_tokens") or not layers or not all(hasattr(layer, "self_attn") for layer in layers):
+        return "its parts are not those of Llama: embedded tokens, layers with attention, and a head"
+    if not model._supports_attention_backend:
+        return "its attention cannot be replaced"
+    token_ids = torch.arange(min(8, core.embed_tokens.num_embeddings), device=core.embed_tokens.weight.device)[None]
+    with torch.no_grad():
+        logits = model(input_ids=token_ids, use_cache=False).logits.float()
+        expected = output_head(model)(core(input_ids=token_ids, use_cache=False).last_hidden_state).float()
+    if (logits - expected).abs().max() > _ROUNDING * expected.abs().max():
+        return "it scales or caps its logits"
+    return None
 
 
 def float_logits(head: torch.nn.Module, states: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = "smollm2-135m-instruct"
-    """The embedded model, a Hugging Face id, or a local directory of safetensors."""
+    """The embedded model, a Hugging Face id, or a local directory of safetensors; a causal model of Llama's form, as
+    SmolLM, Qwen and Mistral are. One that does more (caps or scales its logits, say) is refused."""
     quantization: Literal["auto", "none", "int8", "nf4"] = "auto"
     """Form of the base weights; auto: nf4 on a GPU (the paper's 4-bit), none on a CPU and where they are trained."""
     device: str = "auto"

@@ -1,14 +1,16 @@
 """Scores by the prefix tree equal those of the plain model, one window at a time."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fl.anomaly_scores import anomaly_score
-from fl.errors import ScoreError
+from fl.errors import ModelError, ScoreError
 from fl.model import LoadedModel, load_model
 from fl.scoring import message_surprise, score_sequences, score_tokens
 
@@ -47,6 +49,86 @@ def test_ranks_and_log_probabilities_equal_the_plain_ones(
         true_ranks, true_logs, _ = _plain(tiny, window)
         np.testing.assert_allclose(logs, true_logs, atol=1e-4)
         np.testing.assert_array_equal(ranks, true_ranks)
+
+
+_SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 1.0,
+    "eos_token_id": 0,
+    "bos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def _random_model(kind: str, folder: Path, **more: object) -> Path:
+    """A seeded random model of a kind that transformers knows, with logits as large as trained ones."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(kind, **(_SHAPE | more))
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def no_model_kept() -> Iterator[None]:
+    yield
+    load_model.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mistral", {"sliding_window": 60}),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": False}),
+        ("qwen3", {}),
+        ("smollm3", {}),
+        ("gemma3_text", {"sliding_window": 60}),
+    ],
+)
+@pytest.mark.usefixtures("no_model_kept")
+def test_other_models_of_llamas_form_are_scored_as_they_score_themselves(
+    kind: str, more: dict[str, object], windows: list[np.ndarray], tmp_path: Path
+) -> None:
+    loaded = load_model(_random_model(kind, tmp_path, **more))
+    for window, logs in zip(windows, score_tokens(loaded.model, loaded, windows).log_probabilities, strict=True):
+        np.testing.assert_allclose(logs, _plain(loaded, window)[1], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "told"),
+    [
+        ("granite", {"logits_scaling": 8.0}, "scales or caps its logits"),
+        ("cohere", {"logit_scale": 0.0625}, "scales or caps its logits"),
+        ("gemma3_text", {"final_logit_softcapping": 5.0}, "scales or caps its logits"),
+        ("gemma2", {}, "does not support an attention implementation"),
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, "not those of Llama"),
+        ("jamba", {"use_mamba_kernels": False, "mamba_d_state": 4, "mamba_dt_rank": 4}, "not those of Llama"),
+    ],
+)
+@pytest.mark.usefixtures("no_model_kept")
+def test_a_model_that_does_more_than_llama_is_refused_when_it_is_loaded(
+    kind: str, more: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=told) as raised:
+        load_model(_random_model(kind, tmp_path, **more))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("no_model_kept")
+def test_windows_are_scored_where_the_models_sliding_window_holds_them_and_refused_where_not(tmp_path: Path) -> None:
+    loaded = load_model(_random_model("mistral", tmp_path, sliding_window=8))
+    fitting = [np.arange(1, 9), np.arange(3, 9)]
+    with pytest.raises(ModelError, match=r"to 8 tokens back, and a window has 9; give tokens\.max_tokens=8"):
+        score_tokens(loaded.model, loaded, [*fitting, np.arange(1, 10)])
+    for window, logs in zip(fitting, score_tokens(loaded.model, loaded, fitting).log_probabilities, strict=True):
+        np.testing.assert_allclose(logs, _plain(loaded, window)[1], atol=1e-2)
 
 
 @pytest.mark.parametrize("budget", [40, 100_000])
