@@ -178,6 +178,8 @@ def _download(name: str, folder: Path) -> dict[str, str]:
         ) from error
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"Model {name!r} has no safetensors; pickled weights are never loaded.")
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"Model {name!r} has no tokenizer.json; save its fast tokenizer with it in a local directory.")
     return {"source": f"huggingface.co/{name}", "licence": "see its model card"}
 
 

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -164,26 +166,54 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_model_is_downloaded_from_a_hub_without_its_pickles(tiny_model: Path, tmp_path: Path) -> None:
-    _Hub.folder = tmp_path / "hub"
-    shutil.copytree(tiny_model, _Hub.folder)
-    (_Hub.folder / "pytorch_model.bin").write_bytes(b"a pickle")
+@contextmanager
+def _hub(folder: Path) -> Iterator[Callable[[Path], subprocess.CompletedProcess[str]]]:
+    """A hub that has the model in a folder; gives what prepares it into another, in a process of its own.
+
+    The hub's address is read when its library is imported.
+    """
+    _Hub.folder = folder
+    _Hub.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    # The hub's address is read when its library is imported, so the download runs in a process of its own.
     ask = "import pathlib, sys, fl.model; fl.model.prepare_model('tiny/llama', pathlib.Path(sys.argv[1]))"
-    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment = {**os.environ, **hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+
+    def prepare(models: Path) -> subprocess.CompletedProcess[str]:
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment = {**os.environ, **hub, "HF_HOME": str(models.with_name("cache")), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", ask, str(models)]
+        return subprocess.run(command, env=environment, cwd=ROOT, check=False, capture_output=True, text=True)
+
     try:
-        subprocess.run([sys.executable, "-c", ask, str(tmp_path / "models")], env=environment, check=True, cwd=ROOT)
+        yield prepare
     finally:
         server.shutdown()
+
+
+def test_a_model_is_downloaded_from_a_hub_without_its_pickles(tiny_model: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny_model, tmp_path / "hub")
+    (source / "pytorch_model.bin").write_bytes(b"a pickle")
+    with _hub(source) as prepare:
+        assert prepare(tmp_path / "models").returncode == 0
     [folder] = (tmp_path / "models").iterdir()
     assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     assert json.loads((folder / "card.json").read_text())["source"] == "huggingface.co/tiny/llama"
     assert "pytorch_model.bin" not in _Hub.asked
     load_model.cache_clear()
     assert load_model(folder).end_token_id == 0
+
+
+def test_a_model_of_a_hub_without_a_fast_tokenizer_is_refused_as_one_in_a_directory_is(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(tiny_model, tmp_path / "hub")
+    (source / "tokenizer.json").unlink()
+    with _hub(source) as prepare:
+        told = prepare(tmp_path / "models").stderr.splitlines()[-1]
+    assert "ModelError" in told and "has no tokenizer.json" in told
+    assert not list((tmp_path / "models").iterdir())
+    with pytest.raises(ModelError, match=r"holds no tokenizer\.json"):
+        prepare_model(str(source), tmp_path / "models")
 
 
 def test_a_folder_without_a_model_and_an_unknown_quantization_are_named(tiny_model: Path, tmp_path: Path) -> None:
