@@ -1,7 +1,6 @@
 """The report of a sweep as one HTML file that needs nothing beside it."""
 
 import html
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from storage.report_tables import Cell, Hundredths, Table
 from storage.summaries import THRESHOLDS, Summary
 from storage.sweep_results import CellResult
 from storage.sweeps import DONE, SweepRecord, failures, mean_words, sweep_tables
+from storage.verdicts import headline
 
 _DATA = ("dataset", "window", "mask", "tokens", "split", "partition", "instability", "baselines")
 """Parts of a run that rules and learned baselines depend on."""
@@ -37,7 +37,7 @@ def sweep_report(
     failed = "".join(f"<li>{html.escape(line)}</li>" for line in failures(record))
     parts = [
         f"<h1>Sweep {html.escape(record.sweep_id)}</h1>",
-        f'<p class="headline">{len(record.cells)} cells: {html.escape(counts)}. {html.escape(_best(cells))}</p>',
+        f'<p class="headline">{len(record.cells)} cells: {html.escape(counts)}. {html.escape(best_cell(cells))}</p>',
         f"<ul>{failed}</ul>" if failed else "",
         *map(html_table, [*sweep_tables(record, layout), *protocol_tables(cells)]),
         html_figures(figures),
@@ -49,24 +49,16 @@ def sweep_report(
     return html_page(f"Sweep {record.sweep_id}", parts)
 
 
-def _best(cells: Sequence[CellResult]) -> str:
-    """The best group by its mean label-free F1 over seeds, beside the best simple rule on the same windows."""
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for cell in cells:
-        found = cell.summary.findings if cell.summary else {}
-        if found.get("headline") and found.get("best_rule"):
-            pair = (found["label_free"]["f1"], found["best_rule"]["f1"])
-            groups.setdefault(f"{cell.panel}, {cell.variant}", []).append(pair)
-    if not groups:
+def best_cell(cells: Sequence[CellResult]) -> str:
+    """The cell with the highest label-free F1 as its own report tells of it, and that the test windows chose it."""
+    judged = [(cell, cell.summary.findings) for cell in cells if cell.summary and cell.summary.findings["headline"]]
+    if not judged:
         return "No cell has an F1 to compare."
-    means = {name: [statistics.fmean(side) for side in zip(*pairs, strict=True)] for name, pairs in groups.items()}
-    name = max(means, key=lambda one: means[one][0])
-    model, rule = means[name]
-    said = "more than" if model > rule else "less than" if model < rule else "as much as"
-    return (
-        f"Best without labels at natural prevalence, chosen here in hindsight: {name}, F1 {model:.3f} (mean over "
-        f"{len(groups[name])} seeds), {said} the best simple rule on the same windows, {rule:.3f}."
-    )
+    cell, found = max(judged, key=lambda one: one[1]["label_free"]["f1"])
+    alike = sum(other["label_free"]["f1"] == found["label_free"]["f1"] for _, other in judged) - 1
+    named = f"{cell.panel}, {cell.variant}, seed {cell.seed}{f', and {alike} others with the same F1' if alike else ''}"
+    chosen = "" if len(judged) < 2 else " The intervals do not allow for the choice among the cells."
+    return f"Best of {len(judged)} cells, chosen by the test windows: {named}. {headline(found)}{chosen}"
 
 
 def protocol_tables(cells: Sequence[CellResult]) -> list[Table]:

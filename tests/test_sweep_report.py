@@ -1,5 +1,6 @@
 """The report of a sweep: figures and tables of what ran, and of what did not run that it did not."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -21,7 +22,7 @@ from storage.rounds import query
 from storage.runs import summary_of
 from storage.sweep_figures import DRAWN, best_f1
 from storage.sweep_files import PAPER_TABLES, write_sweep
-from storage.sweep_html import protocol_tables
+from storage.sweep_html import best_cell, protocol_tables
 from storage.sweep_results import CellResult, cell_results, grouped
 from storage.sweep_tracking import paper_metrics
 from storage.sweeps import CellRecord, SweepRecord
@@ -212,16 +213,40 @@ def test_sizes_factors_and_durations_sort_by_their_bytes_and_seconds(
     assert {text: float(value) for value, text in found if text in told} == pytest.approx(told)
 
 
-def test_the_headline_is_the_best_mean_without_labels_beside_the_best_rule(
+def test_the_headline_is_the_best_cells_with_its_intervals_and_says_that_the_test_windows_chose_it(
     swept: tuple[Layout, SweepRecord], written: dict[str, Path]
 ) -> None:
-    means: dict[str, list[float]] = {}
-    for cell in _cells(swept):
-        if cell.summary:
-            means.setdefault(cell.variant, []).append(cell.summary.findings["label_free"]["f1"])
-    best = max(means, key=lambda name: np.mean(means[name]))
-    told = f"135M, {best}, F1 {np.mean(means[best]):.3f} (mean over {len(means[best])} seeds)"
-    assert told in written["sweep.html"].read_text()
+    judged = [(cell, cell.summary.findings) for cell in _cells(swept) if cell.summary]
+    cell, found = max(judged, key=lambda one: one[1]["label_free"]["f1"])
+    interval, difference = found["headline"]["f1"]["label_free"], found["headline"]["difference"]
+    page, text = (html.unescape(written[name].read_text()) for name in ("sweep.html", "sweep.md"))
+    for told in (
+        f"Best of 3 cells, chosen by the test windows: 135M, {cell.variant}, seed {cell.seed}",
+        f"F1 {found['label_free']['f1']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]",
+        f"a difference of {difference['estimate']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]",
+        "do not allow for the choice",
+    ):
+        assert told in page
+        assert told in text
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(-0.1, "unclear"), (0.1, "better")])
+def test_the_headline_calls_the_best_cell_better_only_where_the_interval_of_the_difference_does(
+    swept: tuple[Layout, SweepRecord], low: float, verdict: str
+) -> None:
+    cell = next(cell for cell in _cells(swept) if cell.summary)
+    findings = json.loads(json.dumps(cell.summary.findings)) if cell.summary else {}
+    findings["headline"] |= {"difference": {"estimate": 0.2, "low": low, "high": 0.4}, "verdict": verdict}
+    told = best_cell([replace(cell, summary=cell.summary and cell.summary.model_copy(update={"findings": findings}))])
+    assert ("cannot tell" in told) == (low < 0)
+    assert ("better than the best simple rule" in told) == (low > 0)
+    assert best_cell([replace(cell, summary=None)]) == "No cell has an F1 to compare."
+
+
+def test_cells_with_the_same_best_f1_are_counted(swept: tuple[Layout, SweepRecord]) -> None:
+    cell = next(cell for cell in _cells(swept) if cell.summary)
+    assert "and 2 others with the same F1" in best_cell([cell] * 3)
+    assert "others" not in best_cell([cell])
 
 
 def test_the_papers_tables_are_files_and_metrics(swept: tuple[Layout, SweepRecord], written: dict[str, Path]) -> None:
