@@ -51,8 +51,9 @@ def threshold_note(
     windows: int, false_alarm_rate: float, rule: ThresholdRule = "quantile", score: str = ""
 ) -> str | None:
     """What a reader should know: that the threshold is a tail's, or that a quantile has too few windows."""
-    note = calibration_note(windows, false_alarm_rate, ways_to_be_rarest(score))
+    ways = ways_to_be_rarest(score)
     if rule == "quantile" or windows < 2 * FEWEST:
-        return note
+        return calibration_note(windows, false_alarm_rate, ways)
+    beyond = 0 < windows * false_alarm_rate < ways - 1e-9
     told = "The label-free threshold follows from an exponential tail of the highest calibration scores"
-    return f"{told}; it lies beyond what {windows} calibration windows show." if note else f"{told}."
+    return f"{told}; it lies beyond what {windows} calibration windows show." if beyond else f"{told}."

@@ -18,6 +18,9 @@ Flags = npt.NDArray[np.bool_]
 THRESHOLDS = ("label_free", "validated", "oracle")
 """Kinds of thresholds: without labels, by the validation labels, by the very labels that are reported."""
 
+TOLERATED = 1.5
+"""Times the false-alarm rate asked for that is expected without a word on it."""
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -174,39 +177,54 @@ def label_free_threshold(calibration_scores: npt.ArrayLike, false_alarm_rate: fl
 
     Scores tied with the threshold are not flagged, so ties only lower the rate. With n windows, a fresh normal one is
     flagged with an expected rate of at most (floor(rate n) + 1) / (n + 1), where its score does not depend on the
-    calibration windows: see `calibration_note` for small n, and for scores that do.
+    calibration windows: see `expected_false_alarms` for scores that do.
     """
     scores = np.sort(_finite(np.asarray(calibration_scores, dtype=np.float64)))
     if not scores.size:
         raise ScoreError("No calibration windows: give the calibration split a share above 0.")
     if not 0 <= false_alarm_rate < 1:
         raise ScoreError(f"A false-alarm rate of {false_alarm_rate} is not possible: give one from 0 to below 1.")
-    above = int(false_alarm_rate * scores.size + 1e-9)
-    return float(scores[scores.size - 1 - above])
+    return float(scores[scores.size - 1 - _above(scores.size, false_alarm_rate)])
 
 
 def expected_false_alarms(windows: int, false_alarm_rate: float, ways: int = 1) -> float:
-    """The share of normal windows to be flagged: the rate asked for, or more with few windows (`calibration_note`)."""
-    return false_alarm_rate if not windows or _enough(windows, false_alarm_rate, ways) else ways / (windows + 1)
+    """The share of fresh normal windows that a label-free threshold from so many calibration windows flags on average.
+
+    Of one score (floor(rate n) + 1) / (n + 1). `ways` is in how many ways a window can be higher than all calibration
+    windows: two where the higher of the ranks by two scores decides. Each rank is then had by two calibration windows,
+    one by either score, and as they count themselves, the threshold is what the r-th rank has among them, with
+    r = floor(floor(rate n) / 2) + 1. A fresh window exceeds it by the r highest ranks of either score: 2 r / (n + 1),
+    less where the scores have the same windows at their top, and about that much where they are made of these windows.
+    """
+    return ways * _rank(windows, false_alarm_rate, ways) / (windows + 1) if windows else false_alarm_rate
 
 
 def calibration_note(windows: int, false_alarm_rate: float, ways: int = 1) -> str | None:
-    """A sentence on what too few calibration windows do to the false-alarm rate, or None where they suffice.
+    """A sentence on what too few calibration windows do to the false-alarm rate; `ways` as in `expected_false_alarms`.
 
-    `ways` is in how many ways a window can be higher than all calibration windows: two where the higher of the ranks by
-    two scores decides, of which either is the highest of n + 1 once in n + 1 windows.
+    None where it is at most `TOLERATED` times what was asked for; the sentence ends with the number of windows from
+    which on that always holds.
     """
-    if false_alarm_rate <= 0 or _enough(windows, false_alarm_rate, ways):
+    expected = expected_false_alarms(windows, false_alarm_rate, ways)
+    if false_alarm_rate <= 0 or expected <= TOLERATED * false_alarm_rate:
         return None
+    rank = _rank(windows, false_alarm_rate, ways)
+    highest = "the threshold is their highest score, and " if rank == 1 else ""
+    enough = int(np.ceil(2 * ways / (TOLERATED * false_alarm_rate) - 1 - 1e-9))
     return (
-        f"{windows} calibration windows are too few for a false-alarm rate of {false_alarm_rate:.2%}: the threshold is "
-        f"their highest score, and about {ways} in {windows + 1} fresh normal windows will be flagged; "
-        f"{int(np.ceil(ways / false_alarm_rate - 1e-9)):,} would do."
+        f"{windows:,} calibration windows are too few for a false-alarm rate of {false_alarm_rate:.2%}: {highest}about "
+        f"{ways * rank} in {windows + 1:,} fresh normal windows will be flagged; {enough:,} would do."
     )
 
 
-def _enough(windows: int, false_alarm_rate: float, ways: int) -> bool:
-    return windows * false_alarm_rate >= ways - 1e-9
+def _rank(windows: int, false_alarm_rate: float, ways: int) -> int:
+    """Which rank among the calibration windows the threshold is, 1 for the highest."""
+    return _above(windows, false_alarm_rate) // ways + 1
+
+
+def _above(windows: int, false_alarm_rate: float) -> int:
+    """How many of the calibration windows may exceed the threshold."""
+    return int(false_alarm_rate * windows + 1e-9)
 
 
 def reference_threshold(accuracies: npt.ArrayLike, labels: npt.ArrayLike, steps: int = 1000) -> tuple[float, float]:

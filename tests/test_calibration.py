@@ -68,3 +68,6 @@ def test_a_report_says_when_the_threshold_is_a_tail_s() -> None:
     )
     assert "beyond what 100 calibration windows show" in str(threshold_note(100, 0.002, "tail"))
     assert "too few" in str(threshold_note(100, 0.002))
+    # Of 600 windows one may be flagged, so a tail does not lie beyond them; a quantile of them flags 2 in 601.
+    assert "beyond" not in str(threshold_note(600, 0.002, "tail"))
+    assert "about 2 in 601" in str(threshold_note(600, 0.002))

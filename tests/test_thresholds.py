@@ -1,5 +1,7 @@
 """Thresholds and metrics against scikit-learn and against brute force."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -107,29 +109,55 @@ def test_few_calibration_windows_take_the_highest_score_and_say_so() -> None:
     assert label_free_threshold([0.1, 0.5, 0.3], 0.002) == 0.5
     note = calibration_note(3, 0.002)
     assert note is not None
-    assert "about 1 in 4" in note
-    assert "500 would do" in note
-    assert calibration_note(499, 0.002) is not None
-    assert calibration_note(500, 0.002) is None
+    assert "the threshold is their highest score, and about 1 in 4" in note
+    assert "666 would do" in note
+    assert calibration_note(666, 0.002) is None
 
 
-def test_where_the_rarer_of_two_scores_decides_twice_as_many_are_flagged_and_the_note_says_so() -> None:
-    drawn, windows, flagged = np.random.default_rng(0), 50, 0
+@pytest.mark.parametrize(("windows", "rate"), [(1, 0.002), (7, 0.0), (9, 0.3), (10, 0.3), (19, 0.1), (20, 0.1)])
+def test_the_expected_false_alarms_of_one_score_are_those_of_a_fresh_window_at_every_rank(
+    windows: int, rate: float
+) -> None:
+    """Where any order of n + 1 windows is as likely, the fresh one has each rank once in n + 1 times."""
+    threshold = label_free_threshold(np.arange(windows), rate)
+    flagged = np.mean([rank - 0.5 > threshold for rank in range(windows + 1)])
+    assert expected_false_alarms(windows, rate) == pytest.approx(flagged)
+
+
+@pytest.mark.parametrize("windows", [50, 500, 1109])
+def test_where_the_rarer_of_two_scores_decides_the_expected_false_alarms_are_those_that_are_drawn(windows: int) -> None:
+    drawn, caught = np.random.default_rng(0), []
     for _ in range(400):
-        known, fresh = drawn.exponential(size=(2, windows)), drawn.exponential(size=(2, 50))
-        ordered = np.sort(known, axis=1)
-        own, new = (
-            np.max([rarity(*pair) for pair in zip(each, ordered, strict=True)], axis=0) for each in (known, fresh)
-        )
-        flagged += int((new > label_free_threshold(own, 0.002)).sum())
-    assert flagged / (400 * 50) == pytest.approx(2 / (windows + 1), rel=0.15)
-    assert "about 2 in 51" in str(calibration_note(windows, 0.002, ways=2))
-    assert "1,000 would do" in str(calibration_note(999, 0.002, ways=2))
-    assert calibration_note(1000, 0.002, ways=2) is None
-    assert expected_false_alarms(windows, 0.002, ways=2) == pytest.approx(2 / 51)
-    assert [expected_false_alarms(n, 0.002, ways) for n, ways in ((0, 1), (500, 1), (1000, 2))] == [0.002] * 3
-    assert "about 2 in 51" in str(threshold_note(windows, 0.002, score="rarity"))
-    assert "about 1 in 51" in str(threshold_note(windows, 0.002, score="mean_token"))
+        known = drawn.permuted(np.tile(np.arange(windows), (2, 1)), axis=1)
+        # A fresh window of a rank is half a rank above the known one below it.
+        fresh = np.arange(windows + 1) - 0.5
+        own = np.max([rarity(values, np.arange(windows)) for values in known], axis=0)
+        new = rarity(fresh, np.arange(windows))
+        share = float(np.mean(new > label_free_threshold(own, 0.002)))
+        caught.append(1 - (1 - share) ** 2)  # by the one score, by the other, or by both
+    assert np.mean(caught) == pytest.approx(expected_false_alarms(windows, 0.002, ways=2), rel=0.05)
+
+
+def test_where_more_false_alarms_are_expected_than_asked_for_the_note_tells_how_many() -> None:
+    assert "highest score, and about 2 in 51 " in str(calibration_note(50, 0.002, ways=2))
+    told = str(calibration_note(1109, 0.002, ways=2))
+    assert "about 4 in 1,110 " in told
+    assert "highest score" not in told
+    assert expected_false_alarms(0, 0.002) == 0.002
+    assert "about 2 in 51" in str(threshold_note(50, 0.002, score="rarity"))
+    assert "about 1 in 51" in str(threshold_note(50, 0.002, score="mean_token"))
+
+
+@pytest.mark.parametrize("ways", [1, 2])
+@pytest.mark.parametrize("rate", [0.002, 0.003, 0.05])
+def test_the_note_ends_with_the_windows_from_which_on_no_more_than_one_and_a_half_times_as_many_are_expected(
+    ways: int, rate: float
+) -> None:
+    enough = int(re.findall(r"([\d,]+) would do", str(calibration_note(1, rate, ways)))[0].replace(",", ""))
+    assert expected_false_alarms(enough - 1, rate, ways) > 1.5 * rate
+    assert all(expected_false_alarms(windows, rate, ways) <= 1.5 * rate for windows in range(enough, 9 * enough))
+    assert calibration_note(enough - 1, rate, ways) is not None
+    assert calibration_note(enough, rate, ways) is None
 
 
 def test_what_cannot_be_computed_is_an_error_or_none() -> None:
