@@ -23,6 +23,7 @@ from fl.misses import misses
 from fl.rule_comparison import RuleJudge
 from fl.thresholds import Flags, label_free_threshold
 from storage.datasets import DatasetConfig
+from storage.report_words import code_span
 
 CASES = (("headline", "hdfs"), ("bgl", "bgl"))
 """Experiments whose predictions are kept, and the logs they were trained on."""
@@ -55,7 +56,7 @@ def set_apart(corpus: Corpus, texts: list[str]) -> np.ndarray:
 def _words(window: np.ndarray, held: Set[int], shortest: int, texts: list[str]) -> str:
     unseen = [message for message in window.tolist() if message not in held]
     if unseen:
-        return f"`{texts[unseen[0]]}`, never seen"
+        return f"{code_span(texts[unseen[0]])}, never seen"
     if len(window) < shortest:
         return f"only known messages, fewer than {shortest}"
     return "only known messages, in other numbers or another order"
@@ -66,7 +67,8 @@ def table(kinds: list[Row], names: list[str]) -> list[str]:
     lines = [f"| kind | windows | {' | '.join(names)} |", "| --- |" + " ---: |" * (1 + len(names))]
     for row in sorted(kinds, key=lambda each: -each["windows"]):
         recalls = " | ".join(f"{row['recall'][name]:.3f}" for name in names)
-        lines.append(f"| {row['kind']} | {row['windows']} | {recalls} |")
+        kind = row["kind"].replace("|", r"\|")
+        lines.append(f"| {kind} | {row['windows']} | {recalls} |")
     return lines
 
 

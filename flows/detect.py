@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.alerts import FoundAlert
 from storage.detection import DetectConfig, Outcome
-from storage.report_words import markdown_text, token_words
+from storage.report_tables import markdown_text
+from storage.report_words import code_span, token_words
 from tasks.detect_anomalies import detect_anomalies
 from tasks.progress import progress_of
 
@@ -53,7 +54,7 @@ def page_text(outcome: Outcome) -> str:
     ]
     if outcome.new_messages:
         lines += ["### Messages that training never saw", ""]
-        lines += [f"- `{text}` ({count:,} lines)" for text, count in outcome.new_messages.items()] + [""]
+        lines += [f"- {code_span(text)} ({count:,} lines)" for text, count in outcome.new_messages.items()] + [""]
     if outcome.shown:
         lines += ["### The most anomalous windows", ""]
     for number, alert in enumerate(outcome.shown[:_SHOWN], 1):
@@ -64,4 +65,6 @@ def page_text(outcome: Outcome) -> str:
 def _alert_lines(number: int, alert: FoundAlert, alike: int) -> list[str]:
     more = f"; {alike - 1:,} more like it" if alike > 1 else ""
     lines = [f"{number}. score {alert.score:.3f}, {alert.unusual}; {alert.lines:,} lines{more}"]
-    return lines + [f"    - `{message.text}`; {markdown_text(token_words(message))}" for message in alert.reasons or []]
+    return lines + [
+        f"    - {code_span(message.text)}; {markdown_text(token_words(message))}" for message in alert.reasons or []
+    ]

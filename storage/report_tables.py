@@ -1,5 +1,6 @@
 """The tables of a report, once as values; Markdown, HTML and the terminal only draw them."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,11 +76,22 @@ def markdown_table(table: Table) -> str:
         _markdown_row(sides),
         *(_markdown_row([cell_text(cell) for cell in row]) for row in table.rows),
     ]
-    return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else []), ""])
+    note = ["", markdown_text(table.note)] if table.note else []
+    return "\n".join([f"### {markdown_text(table.title)}", "", *lines, *note, ""])
 
 
 def _markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """Text as it is inside a line of Markdown, a table's too: no emphasis, code, tag, entity, link or end of a cell."""
+    return re.sub(r"([\\`*_~&|]|\](?=\())", r"\\\1", one_line(text)).replace("<", "&lt;")
+
+
+def one_line(text: str) -> str:
+    """Text with blanks for its line ends, which would end a row or a list's line."""
+    return re.sub(r"[\r\n]", " ", text)
 
 
 def percent(share: float) -> str:

@@ -1,8 +1,9 @@
 """The words of a report that are not in tables: its title, the facts of the run, and what an alert is."""
 
+import re
 from collections.abc import Sequence
 
-from storage.report_tables import Table, megabytes, seconds
+from storage.report_tables import Table, megabytes, one_line, seconds
 from storage.summaries import END_OF_WINDOW, Alert, Summary, SurprisingMessage
 
 
@@ -38,9 +39,16 @@ def excess_words(alert: Alert, message: SurprisingMessage) -> str:
     return f"{message.token_excess if alert.by_token else message.excess:+.1f}"
 
 
-def markdown_text(text: str) -> str:
-    """Text as it is in Markdown, where the asterisk of a mask would begin emphasis and its bracket a tag."""
-    return text.replace("\\", "\\\\").replace("*", r"\*").replace("_", r"\_").replace("<", "&lt;")
+def code_span(text: str) -> str:
+    """Text as it is in a Markdown code span; line ends become blanks, and an empty text a blank.
+
+    The fence is one backtick longer than any run of them in the text. A blank keeps a backtick at either end apart from
+    the fence, and a blank at both ends from being taken for such a one.
+    """
+    told = one_line(text) or " "
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", told)), default=0))
+    apart = " " if "`" in (told[0], told[-1]) or (told[0] == told[-1] == " " and told.strip(" ")) else ""
+    return f"{fence}{apart}{told}{apart}{fence}"
 
 
 def token_words(message: SurprisingMessage) -> str:

@@ -10,14 +10,22 @@ from rich.text import Text
 
 from storage.report_contents import tables
 from storage.report_html import html_report
-from storage.report_tables import Table, cell_text, detection_table, kind_table, markdown_table, score_table
+from storage.report_tables import (
+    Table,
+    cell_text,
+    detection_table,
+    kind_table,
+    markdown_table,
+    markdown_text,
+    score_table,
+)
 from storage.report_words import (
     alert_title,
     alerts_note,
+    code_span,
     excess_words,
     fact_lines,
     machine_table,
-    markdown_text,
     title,
     token_words,
 )
@@ -40,7 +48,7 @@ def write_report(summary: Summary, folder: Path, figures: Mapping[str, Path] | N
 def markdown_report(summary: Summary) -> str:
     """The whole report in Markdown."""
     first, *others = verdicts(summary.findings)
-    parts = [f"# {title(summary)}", "", f"**{first}**", "", " ".join(others), ""]
+    parts = [f"# {markdown_text(title(summary))}", "", f"**{first}**", "", " ".join(others), ""]
     parts += [f"- {note}" for note in summary.findings["notes"]]
     parts += ["", *(markdown_table(table) for table in tables(summary)), markdown_alerts(summary)]
     parts += ["### The same again", "", f"    {summary.run.command}", "", markdown_table(machine_table(summary))]
@@ -53,14 +61,14 @@ def markdown_alerts(summary: Summary) -> str:
         return ""
     lines = ["### Most anomalous windows", ""]
     for number, alert in enumerate(summary.alerts, 1):
-        lines.append(f"{number}. {alert_title(alert)}")
+        lines.append(f"{number}. {markdown_text(alert_title(alert))}")
         lines += [_markdown_message(alert, message) for message in alert.messages]
     return "\n".join([*lines, "", alerts_note(summary.alerts), ""])
 
 
 def _markdown_message(alert: Alert, message: SurprisingMessage) -> str:
     token = markdown_text(token_words(message))
-    return f"    - {excess_words(alert, message)} nats, message {message.position}: `{message.text}`" + (
+    return f"    - {excess_words(alert, message)} nats, message {message.position}: {code_span(message.text)}" + (
         f"; {token}" if token else ""
     )
 

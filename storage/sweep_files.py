@@ -7,8 +7,7 @@ import polars as pl
 
 from storage.layout import Layout
 from storage.paper_views import NOT_RUN
-from storage.report_tables import markdown_table
-from storage.report_words import markdown_text
+from storage.report_tables import markdown_table, markdown_text
 from storage.sweep_html import best_cell, protocol_tables, sweep_report
 from storage.sweep_results import cell_results
 from storage.sweeps import SweepRecord, failures, sweep_folder, sweep_tables
@@ -35,10 +34,10 @@ def write_sweep(record: SweepRecord, paper: Mapping[str, pl.DataFrame], layout: 
     cells = cell_results(record, layout)
     pictures = draw_sweep(cells, folder / "figures")
     text, page = folder / "sweep.md", folder / "sweep.html"
-    failed = [f"- {line}" for line in failures(record)]
+    failed = [f"- {markdown_text(line)}" for line in failures(record)]
     made = [markdown_table(table) for table in [*sweep_tables(record, layout), *protocol_tables(cells)]]
     said = ["", f"**{markdown_text(best_cell(cells))}**", ""]
-    text.write_text("\n".join([f"# {record.command}", *said, *failed, *([""] if failed else []), *made]))
+    text.write_text("\n".join([f"# {markdown_text(record.command)}", *said, *failed, *([""] if failed else []), *made]))
     runs = [cell.run_id for cell in record.cells if cell.run_id]
     own = {view: _of_runs(frame, runs) if view == "table3" else frame for view, frame in paper.items()}
     shown = {

@@ -12,10 +12,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from markdown_it import MarkdownIt
 from mlflow_session import write_detector
 from prefect_session import prefect_api
 
 from flows.detect import page_text
+from storage.alerts import FoundAlert
 from storage.datasets import DatasetConfig, resolve
 from storage.detection import DetectConfig, Outcome
 from storage.drift import Verdict
@@ -25,6 +27,7 @@ from storage.layout import Layout
 from storage.log_inputs import Piece, follow_file
 from storage.masks import MaskRules, mask_log
 from storage.normal_windows import write_normal_windows
+from storage.summaries import SurprisingMessage
 from storage.tokens import TokenRule, tokenize_windows
 from storage.windows import window_log
 from tasks.detect_anomalies import detect_anomalies
@@ -267,6 +270,21 @@ def test_alerts_fail_the_command_only_where_that_is_asked_for_and_json_is_alone_
     assert status == 1
     assert all(json.loads(line)["detector"] for line in out.splitlines())
     assert "No need to train anew." in err
+
+
+def test_messages_with_backticks_and_tags_stay_text_on_the_runs_page() -> None:
+    bad = "a ` <img src=x onerror=alert(1)> `` b <*>"
+    reason = SurprisingMessage(text=bad, surprise=1, position=1)
+    alert = FoundAlert.model_construct(
+        score=1.0, higher_than=None, calibration_windows=0, lines=3, reasons=[reason], sequence_hash="x"
+    )
+    verdict = Verdict.model_construct(windows=1, alerts=1, measures=[], retrain=False)
+    outcome = Outcome.model_construct(
+        detector="d", why="w", verdict=verdict, new_messages={bad: 2}, shown=[alert], alike={"x": 1}
+    )
+    parts = [part for token in MarkdownIt("commonmark").parse(page_text(outcome)) for part in token.children or []]
+    assert [part.content for part in parts if part.type == "code_inline"] == [bad, bad]
+    assert "html_inline" not in {part.type for part in parts}
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from fl.evaluation import evaluate
 from fl.metrics_table import Windows
 from storage import figures
 from storage.errors import FormatError
 from storage.report_contents import tables
-from storage.report_tables import NONE, Percent, Table, cell_text, markdown_table, privacy_table, score_table
+from storage.report_tables import (
+    NONE,
+    Percent,
+    Table,
+    cell_text,
+    markdown_table,
+    markdown_text,
+    privacy_table,
+    score_table,
+)
+from storage.report_words import code_span
 from storage.reports import html_report, markdown_report, terminal_text, title, write_report
 from storage.summaries import (
     Alert,
@@ -247,7 +260,7 @@ def test_markdown_tables_are_whole_even_with_bars_and_brackets() -> None:
     assert made.splitlines()[2:6] == [
         "| name | share |",
         "| --- | ---: |",
-        "| a\\|b &lt;*> | 0.12 % |",
+        "| a\\|b &lt;\\*> | 0.12 % |",
         f"| c | {NONE} |",
     ]
     report = markdown_report(_summary())
@@ -422,6 +435,38 @@ def test_the_rules_are_told_on_never_seen_and_balanced_windows_too() -> None:
 
 
 def test_masks_in_a_markdown_text_are_no_emphasis_and_no_tags() -> None:
-    from storage.report_words import markdown_text
-
     assert markdown_text('"<*>" (2.0 nats), expected "_<*>"') == r'"&lt;\*>" (2.0 nats), expected "\_&lt;\*>"'
+
+
+HOSTILE = st.text(alphabet="`*_<>[]()!&|~\\#; ab/=\n", max_size=30)
+"""What begins markup in CommonMark, and what belongs to it."""
+
+
+def _inline(text: str) -> list[tuple[str, str]]:
+    """The parts of all lines of a Markdown text by kind, with their contents, as a strict renderer reads them."""
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    return [(part.type, part.content) for token in parser.parse(text) for part in token.children or []]
+
+
+@given(HOSTILE)
+def test_a_code_span_is_its_text_whatever_stands_in_it(text: str) -> None:
+    told = text.replace("\n", " ") or " "
+    shown = _inline(f"- 1: {code_span(text)}; then `more` *x*")
+    assert shown[:4] == [("text", "1: "), ("code_inline", told), ("text", "; then "), ("code_inline", "more")]
+
+
+@given(HOSTILE)
+def test_a_cell_is_its_text_whatever_stands_in_it(text: str) -> None:
+    shown = _inline(markdown_table(Table("title", ["one", "two"], [[f"a{text}b", "c"]])))
+    cells = [content for kind, content in shown if kind == "text"]
+    assert {kind for kind, _ in shown} == {"text"}
+    assert cells == ["title", "one", "two", f"a{text}b".replace("\n", " "), "c"]
+
+
+def test_messages_with_backticks_and_tags_stay_text_in_a_report() -> None:
+    bad = "a ` <img src=x onerror=alert(1)> `` __init__ took <*> of <*> ms"
+    alert = ALERT.model_copy(update={"messages": [SurprisingMessage(text=bad, surprise=1, position=1)], "kind": bad})
+    shown = _inline(markdown_report(_summary(alerts=[alert])))
+    assert ("code_inline", bad) in shown
+    assert any(kind == "text" and bad in content for kind, content in shown)
+    assert not [content for kind, content in shown if kind == "html_inline"]
