@@ -79,8 +79,8 @@ def _model_table(cells: Sequence[CellResult]) -> Table:
         for population, words in _POPULATIONS.items():
             parts = [one if population == "all" else one["populations"][population] for one in found]
             parts = [part for part in parts if part["windows"]]
-            f1 = [_mean([(part[kind] or {}).get("f1") for part in parts]) for kind in THRESHOLDS]
-            ranks = [_mean([part[name] for part in parts]) for name in ("auroc", "average_precision")]
+            f1 = [mean_words([(part[kind] or {}).get("f1") for part in parts], len(parts)) for kind in THRESHOLDS]
+            ranks = [mean_words([part[name] for part in parts], len(parts)) for name in ("auroc", "average_precision")]
             rows.append([panel, variant, words, len(parts), *f1, *ranks])
     kinds = [f"{kind.replace('_', '-')} F1" for kind in THRESHOLDS]
     columns = ["model", "tuning", "windows", "seeds", *kinds, "AUROC", "average precision"]
@@ -97,8 +97,9 @@ def _other_table(cells: Sequence[CellResult]) -> Table:
     rows: list[list[Cell]] = []
     for data, by_seed in told.items():
         for name, values in _other_f1(by_seed.values()).items():
-            f1 = [_mean(values.get(population, [])) for population in _POPULATIONS]
-            rows.append([name, *([data] if several else []), str(len(values.get("all", []))), *f1])
+            seeds = len(values.get("all", []))
+            f1 = [mean_words(values.get(population, []), seeds) for population in _POPULATIONS]
+            rows.append([name, *([data] if several else []), str(seeds), *f1])
     columns = ["detector", *(["data"] if several else []), "seeds", *(f"F1, {one}" for one in _POPULATIONS.values())]
     note = "Without labels: the rules have no threshold, the learned baselines have the label-free one. "
     return Table("Simple rules and learned baselines", columns, rows, note + "Fitted on all training windows.")
@@ -142,10 +143,6 @@ def _other_f1(found: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[fl
                 for population, part in one["populations"].items():
                     detector.setdefault(population, []).append((part["label_free"] or {}).get("f1"))
     return detectors
-
-
-def _mean(values: Sequence[float | None]) -> str | None:
-    return mean_words([value for value in values if value is not None])
 
 
 def frame_table(title: str, frame: pl.DataFrame) -> Table:

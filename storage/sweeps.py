@@ -232,7 +232,7 @@ def _mean_table(rows: Sequence[dict[str, Any]]) -> Table | None:
 def _mean_row(group: str, members: Sequence[dict[str, Any]]) -> list[Cell]:
     done = [row for row in members if row["train_seconds"] is not None]
     count = str(len(done)) if len(done) == len(members) else f"{len(done)} of {len(members)}"
-    qualities = [mean_words([row[name] for row in done if row[name] is not None]) for name in QUALITY]
+    qualities = [mean_words([row[name] for row in done], len(done)) for name in QUALITY]
     if not done:
         return [group, count, *qualities, None, None, None]
     taken = statistics.fmean(row["train_seconds"] for row in done)
@@ -240,12 +240,14 @@ def _mean_row(group: str, members: Sequence[dict[str, Any]]) -> list[Cell]:
     return [group, count, *qualities, done[0]["trained_parameters"], size, Seconds(taken)]
 
 
-def mean_words(values: Sequence[float]) -> str | None:
-    """A mean with its sample standard deviation, or the only value there is."""
-    if not values:
+def mean_words(values: Sequence[float | None], seeds: int) -> str | None:
+    """A mean with its sample standard deviation, or the only value there is; of how many seeds where not of all."""
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    mean = cell_text(float(statistics.fmean(values)))
-    return mean if len(values) < 2 else f"{mean} ± {cell_text(float(statistics.stdev(values)))}"
+    mean = cell_text(float(statistics.fmean(known)))
+    spread = f" ± {cell_text(float(statistics.stdev(known)))}" if len(known) > 1 else ""
+    return f"{mean}{spread}{f' ({len(known)} of {seeds})' if len(known) < seeds else ''}"
 
 
 def failures(record: SweepRecord) -> list[str]:

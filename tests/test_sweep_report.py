@@ -313,3 +313,20 @@ def test_rules_stand_apart_by_the_data_they_were_fitted_on(tmp_path: Path) -> No
     assert few != rest
     # Where the data are the same but for their seeds, nothing has to be told apart.
     assert protocol_tables(results[:2])[1].columns[:2] == ["detector", "seeds"]
+
+
+def test_a_mean_over_fewer_seeds_than_its_row_has_says_so(swept: tuple[Layout, SweepRecord]) -> None:
+    whole = [cell for cell in _cells(swept) if cell.summary and cell.variant == "R=8"]
+    findings = json.loads(json.dumps(whole[1].summary.findings)) if whole[1].summary else {}
+    findings |= {"auroc": None, "validated": None}
+    findings["rules_by_population"] = [row | {"f1": None} for row in findings["rules_by_population"]]
+    summary = whole[1].summary and whole[1].summary.model_copy(update={"findings": findings})
+    first = whole[0].summary.findings if whole[0].summary else {}
+    models, rules = protocol_tables([whole[0], replace(whole[1], summary=summary)])
+    row = dict(zip(models.columns, models.rows[0], strict=True))
+    assert row["seeds"] == 2
+    assert row["AUROC"] == f"{first['auroc']:.3f} (1 of 2)"
+    assert row["validated F1"] == f"{first['validated']['f1']:.3f} (1 of 2)"
+    assert " ± " in str(row["label-free F1"]) and "of 2" not in str(row["label-free F1"])
+    told = dict(zip(rules.columns, rules.rows[0], strict=True))
+    assert (told["seeds"], told["F1, all test windows"]) == ("2", f"{first['rules'][0]['f1']:.3f} (1 of 2)")

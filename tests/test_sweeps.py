@@ -14,6 +14,7 @@ from storage.sweeps import (
     SweepRecord,
     cell_rows,
     failures,
+    mean_words,
     read_sweep,
     record_sweep,
     sweep_id_of,
@@ -91,6 +92,13 @@ def test_means_and_deviations_are_taken_over_the_seeds(layout: Layout) -> None:
     assert {row[0]: row[1] for row in means.rows} == {"PT": "1", "R=8": "2", "FFT": "0 of 1"}
     assert [row[1] for row in cells.rows] == ["cached", "finished", "finished", "failed"]
     assert all(len(row) == len(table.columns) for table in (means, cells) for row in table.rows)
+
+
+def test_a_mean_tells_of_how_many_seeds_it_is_where_some_have_no_value() -> None:
+    assert mean_words([0.9, None, None], 3) == "0.900 (1 of 3)"
+    assert mean_words([0.8, None, 0.9], 3) == "0.850 ± 0.071 (2 of 3)"
+    assert mean_words([0.9], 1) == "0.900"
+    assert mean_words([None], 1) is None
 
 
 def test_cells_can_be_asked_by_query(layout: Layout) -> None:
