@@ -13,8 +13,8 @@ from storage.report_words import alert_title, alerts_note, fact_lines, machine_t
 from storage.summaries import Alert, Summary, SurprisingMessage
 from storage.verdicts import verdicts
 
-_BEFORE_FIGURES = 3
-"""Tables that come first: detection, rules on few windows, thresholds."""
+_BEFORE_FIGURES = 4
+"""Tables that come first: detection, rules on few windows, learned baselines, thresholds."""
 
 
 def html_report(summary: Summary, figures: Mapping[str, Path]) -> str:

@@ -231,8 +231,12 @@ def rule_table(summary: Summary) -> Table:
 
 
 def baseline_table(summary: Summary) -> Table:
-    """The learned baselines of a run."""
-    return learned_table(summary.findings.get("baselines", []))
+    """The learned baselines of a run, or which setting trains them."""
+    found = summary.findings.get("baselines")
+    return learned_table(found) if found else Table("Learned baselines", ["what was trained"], [[_NO_BASELINES]])
+
+
+_NO_BASELINES = "none were trained; baselines.methods=deeplog,logbert,fedlog trains them"
 
 
 def learned_table(found: Sequence[dict[str, Any]]) -> Table:

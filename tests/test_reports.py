@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 
 from fl.evaluation import evaluate
 from fl.metrics_table import Windows
+from flows.settings import run_config
 from storage import figures
 from storage.errors import FormatError
 from storage.report_contents import tables
@@ -432,6 +433,16 @@ def test_the_rules_are_told_on_never_seen_and_balanced_windows_too() -> None:
     told = text.split("### The simple rules on other windows")[1].split("###")[0]
     assert told.count("| rule: unseen sequence |") == 2
     assert "| windows whose sequence training never saw | 0.250 | 0.10–0.40 | 0.500 | 0.125 | 1.00 % |" in told
+
+
+def test_a_run_without_learned_baselines_says_so_and_which_setting_trains_them() -> None:
+    told = "none were trained; baselines.methods=deeplog,logbert,fedlog trains them"
+    for findings in (_findings(), _findings() | {"baselines": []}):
+        summary = _summary(findings=findings)
+        assert told in markdown_report(summary).split("### Learned baselines")[1].split("###")[0]
+        assert told in html_report(summary, {})
+    asked = next(word for word in told.split() if "=" in word)
+    assert run_config("demo", [asked]).baselines.methods == ("deeplog", "logbert", "fedlog")
 
 
 def test_masks_in_a_markdown_text_are_no_emphasis_and_no_tags() -> None:
