@@ -73,7 +73,8 @@ _SQL = {
         GROUP BY ALL ORDER BY size, tuning, seed, run_id, population, threshold_kind, k""",
     "table1": """
         SELECT method, federated, unsupervised, without_parser, parameter_efficient, pretrained, source,
-               coalesce(printf('%s: F1 %.3f without labels, AUROC %.3f, %d test windows', model, f1, auroc, windows),
+               coalesce(printf('%s: F1 %.3f at a label-free threshold, AUROC %.3f, %d test windows',
+                               model, f1, auroc, windows),
                         '"""
     + NOT_RUN
     + """') AS measured,
@@ -221,9 +222,10 @@ def _has(summary: Summary, settings: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _measured(summary: Summary) -> list[tuple[str, dict[str, Any]]]:
-    """F1 without labels and AUROC on all test windows, of the tuned model and of the learned baselines there are.
+    """F1 at a label-free threshold and AUROC on all test windows, of the tuned model and of the learned baselines.
 
-    The baselines are small models in the style of the methods, and are called so.
+    Both are by the score that decides, which labelled validation windows may have chosen. The baselines are small
+    models in the style of the methods, and are called so.
     """
     findings, run, rows = summary.findings, summary.run, []
     free = findings.get("label_free")
