@@ -15,13 +15,12 @@ from fl.federation import Federation
 from fl.hyperparameters import Tuning
 
 TUNINGS: dict[str, Tuning] = {
-    **{f"LoRA {rank}": Tuning(rank=rank) for rank in (2, 8)},
     **{f"FFA-LoRA {rank}": Tuning(kind="ffa", rank=rank) for rank in (2, 8)},
     **{f"RoLoRA {rank}": Tuning(kind="rolora", rank=rank) for rank in (2, 8)},
     **{f"square {rank}": Tuning(kind="sb", rank=rank, bases="weights") for rank in (8, 16, 32)},
     "square 16, bases from a gradient": Tuning(kind="sb", rank=16),
 }
-"""What the table of codecs shows by default."""
+"""Adapters that send less than LoRA of their rank."""
 CODECS: dict[str, Federation] = {
     "none": Federation(),
     **{name: Federation(codec=name) for name in ("float32", "float16", "int8", "int4")},  # type: ignore[arg-type]

@@ -2,12 +2,16 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from storage.paper_views import Computed
+
+if TYPE_CHECKING:
+    from fl.hyperparameters import Tuning
 
 
 def table_2_from_shapes() -> pl.DataFrame:
@@ -25,18 +29,32 @@ def table_2_from_shapes() -> pl.DataFrame:
         }
         for row in found
     ]
-    plain = message_bytes(["none"]).select("size", "tuning", flower_bytes_up="bytes_up", flower_bytes_down="bytes_down")
+    plain = _message_bytes(_paper_tunings(), ["none"]).select(
+        "size", "tuning", flower_bytes_up="bytes_up", flower_bytes_down="bytes_down"
+    )
     return pl.DataFrame(rows).join(plain, on=["size", "tuning"], how="left", maintain_order="left")
 
 
-def message_bytes(codecs: Iterable[str] | None = None) -> pl.DataFrame:
-    """Bytes up and down a client and round for every tuning of Table 2, under each codec or those named."""
-    from fl.costs import FULL, RANKS, SMOLLM
+def message_bytes() -> pl.DataFrame:
+    """Bytes up and down a client and round, under each codec: of every tuning of Table 2, then of smaller adapters."""
+    from fl.message_sizes import CODECS, TUNINGS
+
+    return _message_bytes(_paper_tunings() | TUNINGS, CODECS)
+
+
+def _paper_tunings() -> "dict[str, Tuning]":
+    """Those of Table 2 by their names there."""
+    from fl.costs import FULL, RANKS
     from fl.hyperparameters import Tuning
+
+    return {f"R={rank}": Tuning(rank=rank) for rank in RANKS} | {FULL: Tuning(kind="full")}
+
+
+def _message_bytes(tunings: "Mapping[str, Tuning]", codecs: Iterable[str]) -> pl.DataFrame:
+    from fl.costs import SMOLLM
     from fl.message_sizes import CODECS, codec_table
 
-    tunings = {f"R={rank}": Tuning(rank=rank) for rank in RANKS} | {FULL: Tuning(kind="full")}
-    chosen = {name: CODECS[name] for name in codecs} if codecs is not None else CODECS
+    chosen = {name: CODECS[name] for name in codecs}
     with _without_advice():
         return pl.DataFrame(codec_table(SMOLLM, tunings, chosen)).rename({"model": "size"})
 

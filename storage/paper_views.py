@@ -101,7 +101,7 @@ _SQL = {
 }
 PAPER_VIEWS = tuple(_SQL)
 """table1, table2, table3 (printed beside measured), fig3, fig4, fig5 (the data behind them), and codecs (bytes of a
-message of each tuning of Table 2 under each codec)."""
+message of each tuning of Table 2, and of adapters that send less, under each codec)."""
 
 Computed = Mapping[str, Callable[[], pl.DataFrame]]
 """Tables that only the learning can compute, by the view that needs them; called only where that view is asked."""

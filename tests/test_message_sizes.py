@@ -10,11 +10,13 @@ from transformers import AutoConfig
 
 from fl.adapter import adapter_arrays, attach_adapter
 from fl.codecs import encode
-from fl.costs import adapter_shapes, message_size
+from fl.costs import Architecture, adapter_shapes, message_size
 from fl.federation import Federation
 from fl.hyperparameters import Tuning
 from fl.message_sizes import CODECS, codec_table, round_bytes
+from fl.message_sizes import TUNINGS as SENDING_LESS
 from fl.model import load_model
+from flows.computed_views import message_bytes
 
 TUNINGS = [
     Tuning(rank=2),
@@ -69,3 +71,20 @@ def test_files_count_what_a_kind_carries() -> None:
     config = SMOLLM["135M"].config()
     parameters = {kind: message_size(config, Tuning(kind=kind, rank=8)).parameters for kind in ("lora", "ffa", "sb")}
     assert parameters == {"lora": 460_800, "ffa": 30 * 8 * (576 + 192), "sb": 460_800 + 60 * 64}
+
+
+def test_the_view_of_codecs_shows_the_papers_tunings_and_every_adapter_that_sends_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fl.costs.SMOLLM", {"tiny": Architecture(2, 48, 96, 3, 1, 100)})
+    rows = {(row["tuning"], row["codec"]): row for row in message_bytes().to_dicts()}
+    names = [*(f"R={rank}" for rank in (2, 8, 32, 128)), "FFT", *SENDING_LESS]
+    assert set(rows) == {(tuning, codec) for tuning in names for codec in CODECS}
+    assert {tuning.kind for tuning in SENDING_LESS.values()} == {"ffa", "rolora", "sb"}
+    lora, rolora, ffa, square = (rows[name, "none"] for name in ("R=8", "RoLoRA 8", "FFA-LoRA 8", "square 8"))
+    assert lora["bytes_down"] == rolora["bytes_down"] == 2 * rolora["bytes_up"]
+    assert square["bytes_up"] < ffa["bytes_up"] == ffa["bytes_down"] < lora["bytes_up"]
+    for name, tuning in SENDING_LESS.items():
+        shapes = adapter_shapes(Architecture(2, 48, 96, 3, 1, 100).config(), tuning)
+        sent = [{n: np.zeros(s, np.float32) for n, s in shapes.items() if tuning.trains(n, turn)} for turn in (1, 2)]
+        assert rows[name, "none"]["bytes_up"] == sum(map(_counted, sent)) / 2
