@@ -88,12 +88,14 @@ def query(sql: str, layout: Layout, computed: Computed | None = None) -> pl.Data
             for statement in statements:
                 connection.execute(statement)
             answer = connection.sql(sql)
+            # Rows are computed here; a wrong value is only found then.
+            found = None if answer is None else answer.pl()
         except duckdb.Error as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise DataError(f"The query failed: {reason}. The views are {_ALL}.") from error
-        if answer is None:  # a statement that asks nothing
+        if found is None:  # a statement that asks nothing
             raise DataError(f"The query gives no rows; ask with SELECT over {_ALL}.")
-        return answer.pl()
+        return found
 
 
 def _score_files(layout: Layout) -> list[Path]:

@@ -79,6 +79,8 @@ def test_every_view_exists_where_nothing_has_run(view: str, tmp_path: Path) -> N
         ("SELEC 1", "syntax error"),
         ("SELECT nothing FROM rounds", '"nothing" not found'),
         ("SELECT * FROM windows", "The views are runs, rounds, clients, .*, costs, cells, fig3"),
+        ("SELECT CAST('x' AS INT) FROM (SELECT 1)", "Could not convert string 'x'"),
+        ("SELECT CAST(run_id AS INT) FROM rounds", "Could not convert string 'alpha'"),
         ("", "no rows"),
     ],
 )
