@@ -318,7 +318,7 @@ def unlike_llama(model: Any) -> str | None:  # noqa: ANN401 (any transformers ca
 
     Costs a forward pass of a few tokens.
     """
-    core = getattr(model, "model", None)
+    core: Any = getattr(model, "model", None)
     layers = getattr(core, "layers", ())
     if not hasattr(core, "embed_tokens") or not layers or not all(hasattr(layer, "self_attn") for layer in layers):
         return "its parts are not those of Llama: embedded tokens, layers with attention, and a head"
