@@ -25,6 +25,8 @@ _MOST_FAILURES = 5
 _LONGEST_PAUSE = 60.0
 _LONG_LOG = 10 << 20
 """Bytes from which a log is put aside at the next start of what writes it."""
+_START_SECONDS = 90.0
+"""What a server gets to finish its start, migrations included, before it is ended."""
 _RUNS_END_SECONDS = 25.0
 """What flow runs get to end their training jobs and to say that they were stopped."""
 
@@ -148,12 +150,22 @@ class Supervised:
 
     def stop(self) -> None:
         """End it and all it started; a worker's flow runs first, so that they can still report their end."""
+        self._let_start()
         if self.process is not None and self.process.poll() is None:
             with suppress(psutil.Error):
                 end(psutil.Process(self.process.pid).children(), _RUNS_END_SECONDS)
         self._end_all()
         if self.condition not in {"waiting", "done", "given up"}:
             self._become("stopped")
+
+    def _let_start(self) -> None:
+        """Wait until a server that starts has answered: it makes its tables, and half made ones would stay so."""
+        ends = time.monotonic() + _START_SECONDS
+        while self.service.address and self.condition == "starting" and time.monotonic() < ends:
+            if self.process is None or self.process.poll() is not None:
+                return
+            self._ask()
+            time.sleep(_ASK_SECONDS)
 
     def _end_all(self) -> None:
         if self.process is not None:

@@ -228,6 +228,23 @@ def test_a_service_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytes
     assert (found.condition, belonging(str(tmp_path))) == ("stopped", [])
 
 
+def test_a_server_is_not_ended_while_it_makes_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "_ASK_SECONDS", 0.01)
+    made = tmp_path / "tables"
+    command = ("sh", "-c", f"sleep 0.5; touch {made}; exec sleep 600")
+    server = Service("server", command, answers=lambda started: made.exists(), address="http://127.0.0.1:1")
+    found = Supervised(server, tmp_path, dict(os.environ))
+    _until(found, "starting")
+    found.stop()
+    assert made.exists()
+    assert (found.condition, belonging(str(tmp_path))) == ("stopped", [])
+    monkeypatch.setattr(supervised, "_START_SECONDS", 0.1)
+    mute = Supervised(Service("mute", ("sleep", "600"), answers=lambda started: False, address="x"), tmp_path, {})
+    _until(mute, "starting")
+    mute.stop()
+    assert (mute.condition, belonging(str(tmp_path))) == ("stopped", [])
+
+
 def test_a_service_that_never_lasts_is_given_up_with_the_last_thing_it_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
