@@ -100,8 +100,8 @@ def percent(share: float) -> str:
 
 
 def megabytes(size: float) -> str:
-    """Bytes in units of 10^6, as the paper's Table 2 has them."""
-    return f"{size / 1e6:,.2f} MB"
+    """Bytes in units of 10^6, as the paper's Table 2 has them; few, as some codecs send, in units of 10^3."""
+    return f"{size / 1e6:,.2f} MB" if size >= 1e5 or not size else f"{size / 1e3:.3g} kB"
 
 
 def seconds(value: float) -> str:

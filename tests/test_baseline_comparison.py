@@ -80,7 +80,7 @@ def test_the_report_shows_every_score_with_its_thresholds_and_what_it_cost() -> 
     [line] = [line for line in shown.splitlines() if "worst rank" in line]
     assert f"| {published['f1']:.3f} |" in line
     assert shown.count("highest surprise of an event") == 3
-    assert "9 parameters, 0.00 MB a message, 4 windows trained on in 1 rounds" in shown
+    assert "9 parameters, 0.036 kB a message, 4 windows trained on in 1 rounds" in shown
 
 
 def _stage(root: Path, name: str, files: dict[str, pl.DataFrame]) -> Stage:
