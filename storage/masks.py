@@ -44,6 +44,7 @@ class MaskRule(BaseModel):
         return self
 
 
+_APART, _ENDS = "(?<![0-9A-Za-z])", "(?![0-9A-Za-z])"
 PRESETS: dict[str, tuple[MaskRule, ...]] = {
     # The reference code's rules for HDFS, in its order: block ids, IPv4 addresses, paths, numbers.
     "hdfs": (
@@ -54,6 +55,15 @@ PRESETS: dict[str, tuple[MaskRule, ...]] = {
     ),
     # The paper's text: every number.
     "numbers": (MaskRule(pattern=r"\d+"),),
+    # Of a hexadecimal number `numbers` leaves letters, <*>d<*>ac, by which nearly every one is a message of its own.
+    # Words of the letters a to f are words, unless they are as long as addresses are.
+    "hex": (
+        MaskRule(pattern=rf"{_APART}[0-9a-fA-F]{{8}}(-[0-9a-fA-F]{{4}}){{3}}-[0-9a-fA-F]{{12}}{_ENDS}"),
+        MaskRule(
+            pattern=rf"{_APART}(0[xX][0-9a-fA-F]+|([0-9a-fA-F]{{8}}){{1,2}}|(?=[a-fA-F]*[0-9])[0-9a-fA-F]{{4,}}){_ENDS}"
+        ),
+        MaskRule(pattern=r"\d+"),
+    ),
     "none": (),
 }
 
@@ -63,8 +73,9 @@ class MaskRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    preset: Literal["hdfs", "numbers", "none", "custom"] = "hdfs"
-    """hdfs: the reference code's four rules; numbers: every number, as the paper's text says; none; custom: `rules`."""
+    preset: Literal["hdfs", "numbers", "hex", "none", "custom"] = "hdfs"
+    """hdfs: the reference code's four rules; numbers: every number, as the paper's text says; hex: these, hexadecimal
+    numbers as wholes, and UUIDs; none; custom: `rules`."""
     rules: tuple[MaskRule, ...] = ()
     """Custom only: applied one after the other."""
 

@@ -24,6 +24,12 @@ HDFS_PATTERNS = [
     r"(?<=[^A-Za-z0-9])(\-?\+?\d+)(?=[^A-Za-z0-9])|[0-9]+$",
 ]
 """The reference code's patterns, written out a second time on purpose."""
+_H = "[0-9A-Fa-f]"
+HEX_PATTERNS = [
+    rf"(?<![0-9A-Za-z]){_H * 8}-{_H * 4}-{_H * 4}-{_H * 4}-{_H * 12}(?![0-9A-Za-z])",
+    rf"(?<![0-9A-Za-z])(0x{_H}+|0X{_H}+|{_H * 16}|{_H * 8}|(?=[A-Fa-f]*[0-9]){_H * 4}{_H}*)(?![0-9A-Za-z])",
+    r"\d+",
+]
 
 _PLAIN = DatasetSpec(
     name="plain",
@@ -71,13 +77,32 @@ def test_every_hdfs_line_is_masked_as_by_the_references_patterns(hdfs_archive: P
     assert hash_file(raw) == before
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("CE sym 2, at 0x0b85eea0, mask 0x01", "CE sym <*>, at <*>, mask <*>"),
+        ("lr:0024d2ac cr:20000000 xer:deadbeef", "lr:<*> cr:<*> xer:<*>"),
+        ("ctr:ffffffffffffffff", "ctr:<*>"),
+        ("request 550e8400-e29b-41d4-a716-446655440000 of 7", "request <*> of <*>"),
+        ("span_4f2a9b done, feed added, a facade of dead beef", "span_<*> done, feed added, a facade of dead beef"),
+        ("node R02-M1-N0 with 3 errors in 12.5 s", "node R<*>-M<*>-N<*> with <*> errors in <*>.<*> s"),
+        ("commit 9fceb02d0ae598e95dc970b74767f19372d61af8", "commit <*>"),
+        ("0xzz is 0<*>", "<*>xzz is <*><*>"),
+    ],
+)
+def test_hexadecimal_numbers_are_masked_as_wholes(text: str, masked: str) -> None:
+    rules = MaskRules(preset="hex")
+    assert mask_text(text, rules) == masked
+    assert mask_text(masked, rules) == masked
+
+
 @pytest.mark.real_logs
-@pytest.mark.parametrize("preset", ["numbers", "hdfs"])
+@pytest.mark.parametrize("preset", ["numbers", "hdfs", "hex"])
 def test_every_bgl_line_is_masked_as_by_python(preset: str, bgl_archive: Path, tmp_path: Path) -> None:
     fetch(DatasetConfig(name="bgl", source=str(bgl_archive)), BGL, tmp_path, tmp_path)
     raw = tmp_path / "BGL.log"
     contents = [re.split(" +", line, maxsplit=9)[9] for line in raw.read_text().splitlines()]
-    patterns = HDFS_PATTERNS if preset == "hdfs" else [r"\d+"]
+    patterns = {"hdfs": HDFS_PATTERNS, "hex": HEX_PATTERNS, "numbers": [r"\d+"]}[preset]
     masked = _masked(raw, BGL, MaskRules.model_validate({"preset": preset}))
     assert masked == [_by_python(content, patterns) for content in contents]
 
@@ -162,7 +187,7 @@ def test_only_lines_that_are_in_a_window_are_masked(
         ({"preset": "hdfs", "rules": [{"pattern": "a"}]}, "rules go with preset custom"),
         ({"preset": "custom", "rules": [{"pattern": "("}]}, "missing \\)"),
         ({"preset": "custom", "rules": [{"pattern": "a", "replacement": r"\1"}]}, "invalid group reference"),
-        ({"preset": "nothing"}, "'hdfs', 'numbers', 'none' or 'custom'"),
+        ({"preset": "nothing"}, "'hdfs', 'numbers', 'hex', 'none' or 'custom'"),
     ],
 )
 def test_rules_that_cannot_work_are_refused(rules: dict[str, object], complaint: str) -> None:
