@@ -1,13 +1,14 @@
 """When a stage may be reused: its key covers its inputs, its configuration and the source that computes it."""
 
-import ast
 import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
+from modulefinder import ModuleFinder
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from pydantic import BaseModel
@@ -93,12 +94,21 @@ def _imports(path: Path, modified_ns: int, module: str) -> tuple[str, ...]:
     """Every name a file imports, inside functions too; `modified_ns` is there so that a changed file is read again."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.extend(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            relative = "." * node.level + (node.module or "")
-            origin = importlib.util.resolve_name(relative, package) if node.level else relative
-            names.append(origin)
-            names.extend(f"{origin}.{alias.name}" for alias in node.names)
+    # Compiled, not parsed to a tree: Python 3.11 may fail ("recursion depth mismatch") where two threads make trees at
+    # a time, and libraries that are imported in another thread do.
+    for level, origin, imported in _import_statements(compile(path.read_text(), str(path), "exec", dont_inherit=True)):
+        name = importlib.util.resolve_name("." * level + origin, package) if level else origin
+        names += [name, *(f"{name}.{each}" for each in imported)]
     return tuple(names)
+
+
+def _import_statements(code: CodeType) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """Of every import: the number of leading dots, the module's name, and the names taken from it."""
+    for what, facts in ModuleFinder().scan_opcodes(code):
+        if what == "absolute_import":
+            yield 0, facts[1], facts[0] or ()
+        elif what == "relative_import":
+            yield facts[0], facts[2], facts[1] or ()
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _import_statements(inner)

@@ -154,7 +154,8 @@ def _scores(
 
     _check_base_model(called, facts)
     known = facts["data"]["model"]
-    model = Stage(known["stage"], known["key"], "", known["fingerprint"], {"name": facts["model"]["name"]})
+    base = {"name": facts["model"]["name"], "weights_sha256": facts["model"]["sha256"]}
+    model = Stage(known["stage"], known["key"], "", known["fingerprint"], base)
     how = facts["scoring"]
     scorer = Scorer(
         model,

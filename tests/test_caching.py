@@ -1,6 +1,9 @@
 """A stage's key covers its inputs, its configuration and its source, and nothing else."""
 
+import ast
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -100,3 +103,41 @@ def test_every_configuration_value_enters_the_key() -> None:
 def test_frames_are_refused_as_inputs() -> None:
     with pytest.raises(TypeError, match="plain value"):
         plain(pl.DataFrame({"x": [1]}))
+
+
+def test_imports_of_every_form_are_found_wherever_they_stand(project: Path) -> None:
+    lines = [
+        "import storage.near as near, json",
+        "from . import other as again",
+        "class A:",
+        "    def f(self):",
+        "        from .. import fl",
+        "        return [__import__('os') for _ in ()]",
+        "from storage import *",
+    ]
+    (project / "storage" / "deep").mkdir()
+    (project / "storage" / "deep" / "__init__.py").write_text("\n".join(lines))
+    (project / "storage" / "deep" / "other.py").write_text("")
+    (project / "fl").mkdir(exist_ok=True)
+    (project / "fl" / "__init__.py").write_text("")
+    found = source_files(["storage.deep"])
+    assert {"storage.deep", "storage.deep.other", "storage", "storage.near", "storage.far"} == set(found)
+
+
+def test_keys_can_be_made_while_another_thread_parses(project: Path) -> None:
+    done = threading.Event()
+    text = (Path(caching.__file__)).read_text()
+
+    def parse() -> None:
+        while not done.is_set():
+            with suppress(SystemError):
+                ast.parse(text)
+
+    other = threading.Thread(target=parse)
+    other.start()
+    try:
+        for number in range(300):
+            caching._imports(project / "storage" / "near.py", -number, "storage.near")
+    finally:
+        done.set()
+        other.join()

@@ -30,7 +30,8 @@ def stages(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     with new_stage(home.stages, "model", "k") as new:
         for name in ("config.json", "tokenizer.json"):
             (new.path / name).write_bytes((base / name).read_bytes())
-        new.counts["name"] = str(tiny_model)
+        weights = json.loads((base / "card.json").read_text())["weights_sha256"]
+        new.counts |= {"name": str(tiny_model), "weights_sha256": weights}
     found["model"] = new.done
     arrays = adapter_arrays(attach_adapter(load_model(base), TUNING, 0))
     tuned = {name: array + np.float32(0.1) for name, array in arrays.items()}

@@ -280,7 +280,7 @@ def test_messages_with_backticks_and_tags_stay_text_on_the_runs_page() -> None:
     )
     verdict = Verdict.model_construct(windows=1, alerts=1, measures=[], retrain=False)
     outcome = Outcome.model_construct(
-        detector="d", why="w", verdict=verdict, new_messages={bad: 2}, shown=[alert], alike={"x": 1}
+        detector="d", why="w", verdict=verdict, new_messages={bad: 2}, shown=[alert], alike={"x": 1}, left_open=0
     )
     parts = [part for token in MarkdownIt("commonmark").parse(page_text(outcome)) for part in token.children or []]
     assert [part.content for part in parts if part.type == "code_inline"] == [bad, bad]
