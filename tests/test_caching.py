@@ -1,9 +1,6 @@
 """A stage's key covers its inputs, its configuration and its source, and nothing else."""
 
-import ast
 import os
-import threading
-from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -122,22 +119,3 @@ def test_imports_of_every_form_are_found_wherever_they_stand(project: Path) -> N
     (project / "fl" / "__init__.py").write_text("")
     found = source_files(["storage.deep"])
     assert {"storage.deep", "storage.deep.other", "storage", "storage.near", "storage.far"} == set(found)
-
-
-def test_keys_can_be_made_while_another_thread_parses(project: Path) -> None:
-    done = threading.Event()
-    text = (Path(caching.__file__)).read_text()
-
-    def parse() -> None:
-        while not done.is_set():
-            with suppress(SystemError):
-                ast.parse(text)
-
-    other = threading.Thread(target=parse)
-    other.start()
-    try:
-        for number in range(300):
-            caching._imports(project / "storage" / "near.py", -number, "storage.near")
-    finally:
-        done.set()
-        other.join()
