@@ -97,7 +97,7 @@ class TrainingFacts(_Facts):
     trainable_parameters: int
     full_parameters: int
     bytes_down_per_client_round: int
-    """As serialized."""
+    """As serialized; the mean over all messages."""
     bytes_up_per_client_round: int
     full_model_bytes: int
     """What one message of full fine-tuning would be: all weights in float32."""

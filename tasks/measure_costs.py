@@ -84,6 +84,11 @@ def _latency(
     }
 
 
+def _mean(sizes: pl.Series) -> int:
+    """Bytes of a message; RoLoRA's two parts, sent in turn, are not equally large."""
+    return round(sizes.sum() / max(1, len(sizes)))
+
+
 def _training_facts(model: Stage, trained: Stage, scored: Stage, training: LocalTraining) -> TrainingFacts:
     from fl.costs import full_model_size
 
@@ -95,8 +100,8 @@ def _training_facts(model: Stage, trained: Stage, scored: Stage, training: Local
     return TrainingFacts(
         trainable_parameters=sum(array.size for array in rounds[0].arrays().values()),
         full_parameters=full.parameters,
-        bytes_down_per_client_round=int(clients["bytes_down"].max() or 0),  # type: ignore[arg-type]
-        bytes_up_per_client_round=int(clients["bytes_up"].max() or 0),  # type: ignore[arg-type]
+        bytes_down_per_client_round=_mean(clients["bytes_down"]),
+        bytes_up_per_client_round=_mean(clients["bytes_up"]),
         full_model_bytes=full.bytes,
         client_rounds=len(clients),
         examples=int(clients["steps"].sum()) * training.batch_size,

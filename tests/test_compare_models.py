@@ -37,7 +37,13 @@ def stages(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     tuned = {name: array + np.float32(0.1) for name, array in arrays.items()}
     with new_stage(home.stages, "train", "k") as new:
         for number, each in enumerate((arrays, tuned)):
-            row = {"round": number, "partition": 0, "bytes_down": 2_000_000, "bytes_up": 1_000_000, "steps": 1}
+            row = {
+                "round": number,
+                "partition": 0,
+                "bytes_down": 2_000_000,
+                "bytes_up": 1_000_000 + 400_000 * number,
+                "steps": 1,
+            }
             facts = {"examples": 4, "tokens": 100, "computed_tokens": 50, "seconds": 1.0}
             commit_round(new.path, number, each, adapter_hash(each), [row | facts], {"round": number, "seconds": 1.0})
         new.counts["rounds"] = 1
@@ -87,7 +93,7 @@ def test_costs_hold_the_time_of_one_window_beside_the_bytes_of_a_message(
         chosen = [stages[name] for name in names]
         measure_costs._write(new, *chosen, LocalTraining(batch_size=4), TUNING, 0, "none", "cpu")
     found = json.loads(new.done.file("costs.json").read_text())
-    assert found["bytes_up_per_client_round"] == 1_000_000
+    assert found["bytes_up_per_client_round"] == 1_200_000  # the mean of both rounds
     assert found["latency_windows"] == min(3, pl.read_parquet(stages["scored"].file("round-0001.parquet")).height)
     assert found["latency_ms"] > 0
     assert found["together_ms"] == pytest.approx(250)
