@@ -51,7 +51,7 @@ def test_what_is_sent_differs_in_adapter_and_codec_alone_and_every_one_of_them_i
     assert {config.federation.codec for config in cells.values()} == set(get_args(CodecName)) - {"float32"}
     assert {config.federation.downlink_codec for config in cells.values()} == {"none", "int8"}
     assert {config.tuning.bases for config in cells.values()} == {"gradient", "weights", "random"}
-    same = {"kind", "rank", "bases", "codec", "codec_block", "topk_share", "error_feedback", "downlink_codec"}
+    same = {"kind", "rank", "alpha", "bases", "codec", "codec_block", "topk_share", "error_feedback", "downlink_codec"}
     rest = [config.model_dump() for config in cells.values()]
     for values in rest:
         for part in ("tuning", "federation"):
