@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 
 from prefect import flow
 
-from fl.errors import JobTaken
+from fl.errors import FederationError, JobTaken
 from fl.simulation import only_job
 from flows.config import RunConfig
 from flows.evaluate import Judged, judge
@@ -149,6 +149,8 @@ def _trains(run_id: str) -> bool:
             return False
     except JobTaken:
         return True
+    except (FederationError, OSError):  # why the run fails is what is to be told, not that its folder cannot be held
+        return False
 
 
 def _end(facts: RunFacts, status: str, watch: Stopwatch) -> None:
