@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_TRIES = 6
+
+
 def atalaia(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with a home of its own."""
     inherited = {name: value for name, value in os.environ.items() if name not in _MEANT_FOR_OTHERS}
@@ -43,12 +47,19 @@ def atalaia(*arguments: str, home: Path, **environment: str) -> subprocess.Compl
 
 
 def post(prefect_url: str, path: str, body: object) -> Any:  # noqa: ANN401
-    """The answer of Prefect's API."""
+    """The answer of Prefect's API; asked again where its SQLite is locked for a moment, as Prefect's client does."""
     request = urllib.request.Request(
         f"{prefect_url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)
+    for left in reversed(range(_TRIES)):
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not left:
+                raise
+            time.sleep(2)
+    raise AssertionError("unreachable")
 
 
 def get(prefect_url: str, path: str) -> Any:  # noqa: ANN401
