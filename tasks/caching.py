@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from storage.stages import Stage
+from storage.stages import Stage, hash_file
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "fl", "storage")
@@ -46,22 +46,18 @@ def source_hash(modules: Iterable[str]) -> str:
     """A hash of the bytes of `source_files`; a change in any line of any of them changes it."""
     digest = hashlib.sha256()
     for module, path in source_files(modules).items():
-        digest.update(f"{module}\0{_digest(path)}\n".encode())
+        digest.update(f"{module}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()[:32]
 
 
 def edited_files(modules: Iterable[str]) -> list[str]:
     """Those of `source_files` that are not what they were when this process began, and loaded its code."""
     paths = source_files(modules).values()
-    return sorted(str(path.relative_to(PROJECT)) for path in paths if _AT_START.get(path) != _digest(path))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sorted(str(path.relative_to(PROJECT)) for path in paths if _AT_START.get(path) != hash_file(path))
 
 
 def _digests() -> dict[Path, str]:
-    return {path: _digest(path) for package in PACKAGES for path in (PROJECT / package).rglob("*.py")}
+    return {path: hash_file(path) for package in PACKAGES for path in (PROJECT / package).rglob("*.py")}
 
 
 _AT_START = _digests()
