@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_models import given_options, given_windows, keep, machine, options, random_model, timed
+from benchmarks.gpu_models import given_options, given_windows, keep, options, random_model, timed
 from benchmarks.gpu_windows import DealtWindows
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
+from fl.devices import machine
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.local_training import train_locally
 from fl.model import LoadedModel

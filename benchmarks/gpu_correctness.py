@@ -20,9 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_models import given_model, given_options, given_windows, keep, machine, options, timed
+from benchmarks.gpu_models import given_model, given_options, given_windows, keep, options, timed
 from benchmarks.gpu_windows import SPLITS
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
+from fl.devices import machine
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.local_training import accumulate_gradients, token_budget
 from fl.model import LoadedModel

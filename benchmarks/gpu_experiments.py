@@ -27,8 +27,9 @@ from benchmarks.core_federation import CoreFederation
 from benchmarks.experiment_data import Corpus, load_corpora, random_corpus
 from benchmarks.experiment_judging import judge, rounded, spread
 from benchmarks.experiment_plan import Experiment, Test, plan
-from benchmarks.gpu_models import given_model, given_options, keep, machine, options, timed
+from benchmarks.gpu_models import given_model, given_options, keep, options, timed
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays, read_adapter, save_adapter
+from fl.devices import machine
 from fl.model import LoadedModel
 from fl.scoring import KS, TokenScores, score_columns, score_tokens
 

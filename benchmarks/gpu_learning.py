@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from benchmarks.gpu_models import given_model, given_options, given_windows, keep, machine, options, timed
+from benchmarks.gpu_models import given_model, given_options, given_windows, keep, options, timed
 from benchmarks.gpu_windows import JUDGED, DealtWindows
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
 from fl.adapter_files import read_adapter, save_adapter
 from fl.averaging import weighted_mean
+from fl.devices import machine
 from fl.errors import LearningError
 from fl.federation import Federation, draw_clients
 from fl.hyperparameters import LocalTraining, Tuning, cosine_rate

@@ -1,8 +1,7 @@
-"""Models of SmolLM's shapes with random weights, and what is told of a device, for measurements on a GPU."""
+"""Options, models and windows of the measurements on a GPU, and how they keep what they found."""
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_windows import DealtWindows, load_windows, random_windows
+from fl import shape_latency
 from fl.costs import SMOLLM, Architecture
 from fl.model import EMBEDDED, LoadedModel, load_model, prepare_model
-from fl.tree_attention import choose_attention
 
 TINY = Architecture(2, 64, 128, 4, 2, 512)
 SHAPES = {**SMOLLM, "tiny": TINY}
@@ -56,41 +55,8 @@ def given_model(given: argparse.Namespace, device: str) -> LoadedModel:
 
 
 def random_model(shape: str, device: str, dtype_name: str | None = None, *, tree: bool = True) -> LoadedModel:
-    """A model of one of SmolLM's shapes with seeded random weights, in the type given or that the device calls for.
-
-    Without `tree` the attention of prefix trees is not tried out, which on CUDA compiles it.
-    """
-    from transformers import AutoModelForCausalLM
-
-    dtype = getattr(torch, dtype_name or ("bfloat16" if device.startswith("cuda") else "float32"))
-    config = SHAPES[shape].config()
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    model.eval()
-    model.config.use_cache = False
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    why = {"attention": choose_attention(config, device, dtype).reason} if tree else {}
-    return LoadedModel(model, device, str(dtype).removeprefix("torch."), "none", 0, f"random {shape}", why)
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What a figure's reader must know of the machine."""
-    import transformers
-
-    facts = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}
-    if device.startswith("cuda"):
-        properties = torch.cuda.get_device_properties(device)
-        return {**facts, "gpu": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
-    return {**facts, "processor": _processor(), "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    """A model of one of SmolLM's shapes with seeded random weights, or of a tiny one."""
+    return shape_latency.random_model(SHAPES[shape], shape, device, dtype_name, tree=tree)
 
 
 def timed(device: str, work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

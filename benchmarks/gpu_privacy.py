@@ -29,10 +29,11 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.gpu_audit import Audit, attacks, audit_windows, surprises
-from benchmarks.gpu_models import given_model, given_options, given_windows, keep, machine, options
+from benchmarks.gpu_models import given_model, given_options, given_windows, keep, options
 from benchmarks.gpu_windows import JUDGED, DealtWindows
 from fl.adapter import adapter_arrays, attach_adapter, load_adapter_arrays
 from fl.averaging import weighted_mean
+from fl.devices import machine
 from fl.errors import LearningError
 from fl.federation import Federation, draw_clients
 from fl.hyperparameters import LocalTraining, Tuning, cosine_rate

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from benchmarks.flops import pass_cost, tree_amounts
-from benchmarks.gpu_models import SHAPES, given_options, given_windows, keep, machine, options, random_model, timed
+from benchmarks.gpu_models import SHAPES, given_options, given_windows, keep, options, random_model, timed
 from benchmarks.gpu_windows import DealtWindows
 from benchmarks.training import Steps, longest
 from benchmarks.turns import compared, in_turns
 from fl.adapter import attach_adapter, load_adapter_arrays
+from fl.devices import machine
 from fl.hyperparameters import LocalTraining, Tuning
 from fl.local_training import token_budget, train_locally
 from fl.model import LoadedModel

@@ -1,8 +1,10 @@
-"""What a training job could run on: `python -m fl.devices` prints how many GPUs there are, and why none."""
+"""What models run on: `python -m fl.devices` prints how many GPUs there are, and why none."""
 
 import json
+import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def gpus() -> tuple[int, str]:
@@ -16,6 +18,25 @@ def gpus() -> tuple[int, str]:
         return 0, f"PyTorch {torch.__version__} cannot use this machine's GPU"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return len(names), ", ".join(names)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What a figure's reader must know of the machine that a model ran on."""
+    import torch
+    import transformers
+
+    facts = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        return {**facts, "gpu": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
+    return {**facts, "processor": _processor(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def load_model(folder: str | Path, quantization: str = "none", device: str = "au
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} holds no model (no config.json); prepare it first.")
-    where, dtype, reasons = _place(device)
+    where, dtype, reasons = place(device)
     chosen = _quantization(quantization, where, reasons)
     if where == "cpu":
         keep_freed_memory()
@@ -270,7 +270,8 @@ def _card_hash(folder: Path) -> str:
         return weights_hash(folder)
 
 
-def _place(device: str) -> tuple[str, torch.dtype, dict[str, str]]:
+def place(device: str) -> tuple[str, torch.dtype, dict[str, str]]:
+    """The device meant by auto, cpu or cuda, the type of weights that it calls for, and why; raises DeviceError."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):

@@ -13,6 +13,7 @@ from flows.certs_command import certs
 from flows.compare_command import compare
 from flows.detect_command import detect
 from flows.export_command import export
+from flows.latency_command import latency
 from flows.link_command import superlink
 from flows.promote_command import detectors, promote, rollback
 from flows.report_command import report
@@ -56,7 +57,7 @@ StartFrom = Annotated[
 @app.command()
 def run(preset: Preset, settings: Settings = None, start_from: StartFrom = None) -> None:
     """The whole experiment: prepare, train, score, judge, report and register."""
-    with _flow_run(preset, settings, RUN) as config:
+    with flow_run(preset, settings, RUN) as config:
         from flows.experiment import experiment
 
         run_id = experiment(config, start_from)
@@ -68,7 +69,7 @@ def run(preset: Preset, settings: Settings = None, start_from: StartFrom = None)
 @app.command()
 def prepare(preset: Preset, settings: Settings = None) -> None:
     """Only the data: download, window, mask, tokenize, split and partition."""
-    with _flow_run(preset, settings, PREPARE) as config:
+    with flow_run(preset, settings, PREPARE) as config:
         from flows.prepare import prepare as flow
 
         flow(config)
@@ -77,7 +78,7 @@ def prepare(preset: Preset, settings: Settings = None) -> None:
 @app.command()
 def train(preset: Preset, settings: Settings = None) -> None:
     """Up to the trained adapters."""
-    with _flow_run(preset, settings, TRAIN) as config:
+    with flow_run(preset, settings, TRAIN) as config:
         from flows.train import train as flow
 
         flow(config)
@@ -86,7 +87,7 @@ def train(preset: Preset, settings: Settings = None) -> None:
 @app.command()
 def evaluate(preset: Preset, settings: Settings = None) -> None:
     """Up to scores, thresholds and metrics; no report, nothing registered."""
-    with _flow_run(preset, settings, EVALUATE) as config:
+    with flow_run(preset, settings, EVALUATE) as config:
         from flows.evaluate import evaluate as flow
 
         flow(config)
@@ -137,6 +138,7 @@ for command in (
     detect,
     report,
     sweep,
+    latency,
     certs,
     superlink,
     site,
@@ -145,7 +147,7 @@ for command in (
 
 
 @contextmanager
-def _flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -> Iterator["RunConfig"]:
+def flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -> Iterator["RunConfig"]:
     """The run's configuration, with a server to report to and the terminal showing what happens."""
     from flows.server import prefect_server, quiet_environment
     from storage.layout import current

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +29,8 @@ class Grid(BaseModel):
     """What every cell has in common, beneath what its place on the axes says."""
     axes: dict[str, list[bool | int | float | str] | dict[str, dict[str, Value]]] = Field(min_length=1)
     """By name: values of the setting of that name, or named places, each with settings of its own."""
+    latency: list[Literal["135M", "360M", "1.7B", "tiny"]] = []
+    """Shapes of SmolLM to be timed on random weights when the cells are done, for the paper's Table 3."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ _SMALL: dict[str, Value] = {
 """What the grids for two cores have in common."""
 
 GRIDS: dict[str, Grid] = {
-    # Figures 3 to 5 and Table 2: three sizes of SmolLM, every tuning, 50 rounds each; for GPUs.
+    # Figures 3 to 5 and all tables: three sizes of SmolLM, every tuning, 50 rounds each; for GPUs.
     "paper": Grid(
         preset="paper",
         settings={"baselines.methods": ["deeplog", "logbert", "fedlog"]},
@@ -128,6 +130,7 @@ GRIDS: dict[str, Grid] = {
             "tuning": _TUNINGS,
             SEED: [0, 1, 2],
         },
+        latency=["135M", "360M", "1.7B"],
     ),
     # For two cores: the first windows of a real log, few and small steps at a high rate. The 12 steps of a cell compute
     # 20,000 tokens, an adapter's judged windows 57,000 (the untouched model's once a seed), 130 and 350 a second on two

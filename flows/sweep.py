@@ -36,11 +36,11 @@ from tasks.progress import StageEvent, listening
 
 
 class FailedCells(Exception):
-    """Some cells of a sweep have no results; the others have."""
+    """Some cells of a sweep have no results, or shapes of its grid could not be timed; the others have theirs."""
 
     def __init__(self, record: SweepRecord) -> None:
-        failed = failures(record)
-        super().__init__(f"{len(failed)} of {len(record.cells)} cells failed. {'; '.join(failed)}")
+        failed = record.counts().get("failed", 0)
+        super().__init__(f"{failed} of {len(record.cells)} cells failed. {'; '.join(failures(record))}")
         self.record = record
 
 
@@ -52,6 +52,10 @@ class Watcher(Protocol):
     def cell_began(self, number: int, record: SweepRecord) -> None: ...
 
     def cell_ended(self, number: int, record: SweepRecord) -> None: ...
+
+    def timing_began(self, shapes: Sequence[str]) -> None: ...
+
+    def timing_ended(self, record: SweepRecord) -> None: ...
 
 
 _watchers: list[Watcher] = []
@@ -78,7 +82,8 @@ def sweep(grid: str, settings: list[str] | None = None) -> str:
         grid: A grid's name (small, sites, codecs, paper), or the path of a .toml file with one.
         settings: As on the command line, such as rounds=6; one that names an axis takes only these of its values.
     """
-    cells = cells_of(read_grid(grid), settings or [])
+    plan = read_grid(grid)
+    cells = cells_of(plan, settings or [])
     devices = devices_for(cells)
     board = _Board(_new_record(grid, settings or [], cells), len(devices))
     work = list(enumerate(cells))
@@ -87,6 +92,8 @@ def sweep(grid: str, settings: list[str] | None = None) -> str:
             _run_cell(board, number, cell, cell.config)
     else:
         _run_at_once(board, work, devices)
+    if plan.latency:
+        _time_shapes(board, cells[0].config, plan.latency)
     record = board.finish()
     _tell(record)
     if record.status == "failed":
@@ -164,6 +171,16 @@ class _Board:
                 else:
                     watcher.cell_ended(number, self.record)
 
+    def mark_timing(self, shapes: Sequence[str]) -> None:
+        for watcher in tuple(_watchers):
+            watcher.timing_began(shapes)
+
+    def mark_timed(self, untimed: str | None) -> None:
+        self.record = self.record.model_copy(update={"untimed": untimed})
+        record_sweep(self.record)
+        for watcher in tuple(_watchers):
+            watcher.timing_ended(self.record)
+
     def finish(self) -> SweepRecord:
         status = "failed" if failures(self.record) else "finished"
         self.record = self.record.model_copy(update={"status": status})
@@ -208,6 +225,19 @@ def _run_cell(
         board.mark(number, status=status, run_id=run_id, seconds=time.monotonic() - began)
     finally:
         _forget_tuned_base(config)
+
+
+def _time_shapes(board: _Board, config: RunConfig, shapes: Sequence[str]) -> None:
+    """The grid's shapes timed on the log of its cells, when no cell disturbs; why they could not be is kept."""
+    from flows.latency import latency
+
+    board.mark_timing(shapes)
+    reason = None
+    try:
+        latency(config, list(shapes))
+    except Exception as error:
+        reason = _one_line(error)
+    board.mark_timed(reason)
 
 
 def _one_line(error: Exception) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from storage.sweeps import SweepRecord
@@ -94,6 +96,25 @@ class SweepProgress:
         mark = told.get(cell.status, cell.status)
         place = f"cell {number + 1} of {len(record.cells)}"
         self._console.print(f"{mark} {place}  {escape(cell.name)}{took}{reason}", soft_wrap=True)
+
+    def timing_began(self, shapes: "Sequence[str]") -> None:
+        """Show the stages that take the times."""
+        from flows.cli import PREPARE
+        from flows.terminal import stage_display
+        from tasks.time_shapes import timing_names
+
+        self._console.print(f"[bold]Table 3[/bold]  {', '.join(shapes)} with random weights")
+        steps = (*PREPARE, *timing_names(shapes))
+        self._stack.enter_context(stage_display(self._console, steps))
+
+    def timing_ended(self, record: "SweepRecord") -> None:
+        """Say what could not be timed."""
+        from rich.markup import escape
+
+        self.record = record
+        self._stack.close()
+        if record.untimed:
+            self._console.print(f"[red]✗ failed[/red] Table 3  {escape(record.untimed)}", soft_wrap=True)
 
 
 def show_sweep(record: "SweepRecord") -> None:

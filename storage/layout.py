@@ -44,7 +44,7 @@ class Layout:
 
     @property
     def latency(self) -> Path:
-        """Times measured apart from runs, by benchmarks.gpu_latency: `<name>/latency.json`."""
+        """Times measured apart from runs: `<name>/latency.json`."""
         return self.home / "latency"
 
     @property

@@ -59,8 +59,10 @@ class SweepRecord(_Facts):
     started: str
     """ISO 8601, UTC; of the last time."""
     status: Literal["running", "finished", "failed"] = "running"
-    """failed: at least one cell has no results."""
+    """failed: at least one cell has no results, or the grid's shapes could not be timed."""
     cells: list[CellRecord]
+    untimed: str | None = None
+    """Why shapes that the grid names could not be timed for Table 3, in one line."""
 
     def counts(self) -> dict[str, int]:
         """How many cells have which status."""
@@ -251,5 +253,6 @@ def mean_words(values: Sequence[float | None], seeds: int) -> str | None:
 
 
 def failures(record: SweepRecord) -> list[str]:
-    """One line for each cell that failed, with the reason."""
-    return [f"{cell.name}: {cell.reason}" for cell in record.cells if cell.status == "failed"]
+    """One line for each cell that failed, with the reason, and one for times that could not be taken."""
+    failed = [f"{cell.name}: {cell.reason}" for cell in record.cells if cell.status == "failed"]
+    return [*failed, *([f"Table 3: {record.untimed}"] if record.untimed else [])]

@@ -13,8 +13,8 @@ from tasks.progress import progress_of
 from tasks.stage_task import stage
 
 _SAMPLES, _SAMPLES_ON_CUDA = 3, 1000
-"""Windows whose time is taken, as many as the paper's Table 3 where that takes a minute; benchmarks.gpu_latency has it
-for CPUs too."""
+"""Windows whose time is taken, as many as in the paper's Table 3 where that takes a minute; `atalaia latency` takes
+them on CPUs too."""
 
 
 @stage("costs")

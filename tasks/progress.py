@@ -1,5 +1,6 @@
 """How stages tell what is done and what is left: to whoever listens in this process, and to the run's page."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -83,7 +84,7 @@ class _ProgressArtifact:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         if self._identity is None:
-            key = f"progress-{self._stage.replace('_', '-')}"
+            key = re.sub(r"[^a-z0-9]+", "-", f"progress-{self._stage.lower()}")
             self._identity = create_progress_artifact(progress=percent, key=key, description=told)
         else:
             update_progress_artifact(artifact_id=self._identity, progress=percent, description=told)

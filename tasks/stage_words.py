@@ -36,6 +36,8 @@ def stage_facts(counts: Mapping[str, Any]) -> str:
         return (
             f"{counts['bytes_sent'] / 1e6:,.1f} MB sent; full fine-tuning: {counts['bytes_sent_by_full'] / 1e6:,.1f} MB"
         )
+    if "milliseconds" in counts:
+        return f"{counts['milliseconds']:,.4g} ms a window, at most {counts['peak_mb']:,.0f} MB"
     if "alias" in counts:
         return f"{counts['name']} version {counts['version']}, alias {counts['alias']}"
     shown = [

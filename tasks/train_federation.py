@@ -23,6 +23,7 @@ from storage.executions import training_seconds
 from storage.layout import current
 from storage.progress import Progress
 from storage.stages import NewStage, Stage
+from tasks.caching import PROJECT
 from tasks.child_process import die_with_parent
 from tasks.prepare_model import model_folder
 from tasks.progress import progress_of
@@ -31,7 +32,6 @@ from tasks.stage_task import Retry, stage
 _WATCH_SECONDS = 0.3
 _PATIENCE = 15.0
 """Seconds that a stopped job gets to end before it is killed."""
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 class JobDied(FederationError):
