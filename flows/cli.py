@@ -1,7 +1,6 @@
 """The command `atalaia`: runs the flows, and shows what they left."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,12 +148,10 @@ for command in (
 @contextmanager
 def flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) -> Iterator["RunConfig"]:
     """The run's configuration, with a server to report to and the terminal showing what happens."""
-    from flows.server import prefect_server, quiet_environment
+    from flows.server import prefect_server, quiet_terminal
     from storage.layout import current
 
-    quiet_environment(current())
-    # Errors end as one line; Prefect's own lines go to the run's page instead of the terminal.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    quiet_terminal(current())
     from flows.settings import run_config
     from flows.terminal import showing_progress
     from flows.timing import timing

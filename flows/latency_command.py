@@ -20,6 +20,11 @@ def latency(
     repeats: Annotated[int, typer.Option(min=1, help="How often all windows are scored together.")] = 3,
 ) -> None:
     """Time of a window and peak memory for SmolLM's shapes, with random weights: the paper's Table 3."""
+    from flows.server import quiet_terminal
+    from storage.layout import current
+
+    # Before Prefect is imported.
+    quiet_terminal(current())
     from flows.cli import PREPARE, flow_run
     from flows.latency import known_sizes
     from flows.latency import latency as flow

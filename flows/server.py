@@ -49,6 +49,12 @@ def quiet_environment(layout: Layout) -> None:
         os.environ.setdefault(name, value)
 
 
+def quiet_terminal(layout: Layout) -> None:
+    """The same, and Prefect's own lines go to a run's page only: at the terminal errors end as one line."""
+    quiet_environment(layout)
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
 class TemporaryServer:
     """A Prefect server on this machine's loopback that lives as long as this process."""
 

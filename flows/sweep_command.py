@@ -1,6 +1,5 @@
 """The command sweep: a grid of runs, and where it is."""
 
-import os
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -26,11 +25,10 @@ def sweep(
     ] = None,
 ) -> None:
     """Run every cell of a grid; one that fails stops no other, and what lies at rest is reused."""
-    from flows.server import prefect_server, quiet_environment
+    from flows.server import prefect_server, quiet_terminal
     from storage.layout import current
 
-    quiet_environment(current())
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    quiet_terminal(current())
     from flows.grids import cells_of, read_grid
 
     # A wrong grid or setting is told before anything starts.

@@ -68,6 +68,7 @@ class _Steps:
 
     def __init__(self, steps: Sequence[str]) -> None:
         self._steps = list(steps)
+        self.width = max([10, *map(len, steps)])
         self._started = 0.0
         self._begun = time.monotonic()
 
@@ -90,7 +91,9 @@ class _Steps:
         mark, colour = _MARKS[event.state]
         how = "reused" if event.state == "cached" else duration(self.seconds)
         place, facts = self.place(event.stage), escape(stage_facts(event.counts))
-        return f"[{colour}]{mark}[/{colour}] [dim]{place}[/dim] {event.stage:<10} [dim]{how:>8}[/dim]  {facts}"
+        return (
+            f"[{colour}]{mark}[/{colour}] [dim]{place}[/dim] {event.stage:<{self.width}} [dim]{how:>8}[/dim]  {facts}"
+        )
 
 
 class _Live:
@@ -101,7 +104,7 @@ class _Live:
         self._task: TaskID | None = None
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("[dim]{task.fields[place]}[/dim] {task.description:<10}"),
+            TextColumn("[dim]{task.fields[place]}[/dim] {task.description:<" + f"{self._steps.width}}}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
@@ -151,7 +154,8 @@ class _Plain:
             share = f"{100 * event.done / event.total:.0f} %" if event.total else ""
             left = _left(event, self._steps.seconds)
             parts = [part for part in (share, event.note, left) if part]
-            self._console.print(f"  {self._steps.place(event.stage)} {event.stage:<10} {escape(', '.join(parts))}")
+            stage = f"{event.stage:<{self._steps.width}}"
+            self._console.print(f"  {self._steps.place(event.stage)} {stage} {escape(', '.join(parts))}")
         elif event.state in _MARKS:
             self._console.print(self._steps.finished(event), soft_wrap=True)
 
