@@ -124,7 +124,6 @@ GRIDS: dict[str, Grid] = {
     # Figures 3 to 5 and all tables: three sizes of SmolLM, every tuning, 50 rounds each; for GPUs.
     "paper": Grid(
         preset="paper",
-        settings={"baselines.methods": ["deeplog", "logbert", "fedlog"]},
         axes={
             "model": {size: {"model.name": f"HuggingFaceTB/SmolLM-{size}"} for size in ("135M", "360M", "1.7B")},
             "tuning": _TUNINGS,
@@ -159,8 +158,7 @@ GRIDS: dict[str, Grid] = {
     ),
 }
 """`paper`: 54 cells for GPUs; `small`: 12 cells for two cores, `atalaia sweep small source=HDFS_1.tar.gz`, which
-without learned baselines took 84 minutes; like them 14 cells `sites`, of sites that differ, and 16 `codecs`, of what is
-sent."""
+took 75 minutes; like them 14 cells `sites`, of sites that differ, and 16 `codecs`, of what is sent."""
 
 
 def read_grid(name: str) -> Grid:
