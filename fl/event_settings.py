@@ -27,10 +27,10 @@ class EventBaselines:
         ),
     }
 
-    methods: tuple[Method, ...] = ()
+    methods: tuple[Method, ...] = ("deeplog", "logbert", "fedlog")
     """`deeplog` (LSTM, CCS 2017, doi 10.1145/3133956.3134015), `logbert` (masked events, arXiv 2103.04475), `fedlog`
     (temporal convolution, doi 10.1109/TNSM.2022.3152620), `logfit` (masked language model, doi
-    10.1109/TNSM.2024.3358730; needs masked_model); none: no learned baselines."""
+    10.1109/TNSM.2024.3358730; needs masked_model); empty: no learned baselines."""
     masked_model: str = ""
     """The BERT-family model that `logfit` tunes: a Hugging Face id, or a local directory of safetensors."""
     masked_rank: int = 8

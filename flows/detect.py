@@ -34,12 +34,7 @@ def detect(config: DetectConfig) -> dict[str, Any]:
 def page_text(outcome: Outcome) -> str:
     """What the run's page shows: numbers and masked messages, never a key or a raw line."""
     verdict = outcome.verdict
-    if not verdict.windows:
-        told = "No window was judged."
-    elif verdict.retrain:
-        told = "Retraining is recommended."
-    else:
-        told = "The logs are like those that the detector learned from."
+    told = verdict.advice
     if outcome.left_open:
         told += f" {outcome.left_open:,} windows may still grow and were left for the next time."
     lines = [

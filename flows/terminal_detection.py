@@ -117,7 +117,7 @@ def _facts(outcome: Outcome) -> Iterator[tuple[str, str]]:
     if outcome.new_messages and verdict.retrain:
         text, count = next(iter(outcome.new_messages.items()))
         yield "", f"the most frequent new message, {count:,} times: {text}"
-    yield "", "Retraining is recommended." if verdict.retrain else "No need to train anew."
+    yield "", verdict.advice
 
 
 def _read_words(outcome: Outcome) -> str:

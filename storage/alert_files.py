@@ -176,6 +176,11 @@ def _kept(path: Path) -> set[Identity]:
         raise FormatError(f"{path} does not hold alerts that could be added to; name another file.") from error
     if end < path.stat().st_size:
         os.truncate(path, end)  # what wrote it was killed in the middle of a row
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        ended = file.read() == b"\n"
+    if not ended:
+        _append(path, "\n")  # written by hand
     return known
 
 

@@ -80,6 +80,13 @@ class Verdict(BaseModel):
         """Why retraining is recommended."""
         return [measure.words for measure in self.measures if measure.sure]
 
+    @property
+    def advice(self) -> str:
+        """What to do, in a sentence."""
+        if not self.windows:
+            return "No window was judged."
+        return "Retraining is recommended." if self.retrain else "No need to train anew."
+
 
 class Drift:
     """Gathers what tells of drift, window by window, in bounded memory."""

@@ -100,6 +100,16 @@ def test_a_row_cut_off_anywhere_is_written_again_and_none_else_is_lost(ending: s
         assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_an_only_line_without_a_line_feed_gets_one(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    written(path, alert(1))
+    content = path.read_text() if ending == "jsonl" else path.read_text().splitlines()[0]
+    path.write_text(content.rstrip())
+    written(path, alert(2), append=True)
+    assert [found.window for found in written(path, alert(2), alert(3), append=True)] == ["job-3"]
+
+
 def test_a_batch_for_which_there_is_no_room_leaves_no_part_of_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

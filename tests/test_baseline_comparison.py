@@ -13,6 +13,7 @@ from fl.baseline_comparison import PUBLISHED, baseline_findings, baseline_rows
 from fl.event_settings import EventBaselines
 from fl.federation import Federation
 from fl.metrics_table import Row, Windows
+from flows.presets import PRESETS
 from flows.settings import command_of, run_config
 from storage.report_tables import learned_table, markdown_table
 from storage.stages import Stage, new_stage
@@ -165,9 +166,13 @@ def test_with_its_end_as_an_event_a_window_cut_short_stands_out(tmp_path: Path) 
     assert found[False][-1] <= found[False][0]
 
 
-def test_baselines_are_off_unless_asked_for_and_typed_as_they_are_told() -> None:
-    assert run_config("demo", []).baselines.methods == ()
-    assert run_config("hdfs-2pct", []).baselines.methods == ("deeplog", "logbert", "fedlog")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_baselines_are_trained_unless_told_otherwise_and_typed_as_they_are_told(preset: str) -> None:
+    assert run_config(preset, []).baselines.methods == ("deeplog", "logbert", "fedlog")
+    assert run_config(preset, ["methods="]).baselines.methods == ()
+
+
+def test_chosen_baselines_are_told_in_the_command() -> None:
     asked = run_config("demo", ["methods=fedlog,deeplog", "baseline_rounds=3"])
     assert asked.baselines.methods == ("fedlog", "deeplog")
     assert command_of(asked) == "atalaia run demo baselines.methods=fedlog,deeplog baselines.baseline_rounds=3"
