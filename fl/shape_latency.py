@@ -202,7 +202,9 @@ def measure_way(
 
 
 def save_job(job: TimingJob, windows: TimedWindows, folder: Path) -> None:
-    """Leave a job and its windows for `python -m fl.shape_latency`; raises ModelError for tokens no shape knows."""
+    """Leave a job and its windows for `python -m fl.shape_latency`; raises ModelError for none, or unknown tokens."""
+    if not len(windows.order):
+        raise ModelError("There is no test window to be timed; the split must have some (split.test).")
     highest = max((int(ids.max()) for ids in windows.token_ids if len(ids)), default=0)
     if highest >= SHAPES[job.shape].vocabulary:
         known = f"SmolLM's shapes know {SHAPES[job.shape].vocabulary:,} tokens"

@@ -59,7 +59,7 @@ def latency(
 
 def known_sizes(sizes: Iterable[str]) -> list[str]:
     """The sizes, once each; raises ConfigError for one that is not known."""
-    chosen = list(dict.fromkeys(sizes))
+    chosen = list(dict.fromkeys(size.strip() for size in sizes))
     if unknown := [size for size in chosen if size not in SHAPES]:
         raise ConfigError(f"There is no shape {unknown[0]!r}; give some of {', '.join(SHAPES)}.")
     return chosen

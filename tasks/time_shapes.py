@@ -67,7 +67,7 @@ def _windows(tokenized: Stage, split: Stage) -> TimedWindows:
 
 
 def _run(folder: Path, name: str, words: str, progress: Progress) -> None:
-    """Run the job to its end; raises ModelError with its last word where it has none."""
+    """Run the job to its end; raises ModelError with what it said last where it fails."""
     with (folder / "job.log").open("wb+") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "fl.shape_latency", str(folder)],
@@ -88,6 +88,8 @@ def _run(folder: Path, name: str, words: str, progress: Progress) -> None:
             process.kill()
             process.wait()
     if process.returncode:
-        told = (folder / "job.log").read_text(errors="replace").strip().splitlines()
-        why = told[-1] if told else f"its process ended with status {process.returncode}"
+        why = (folder / "job.log").read_text(errors="replace").strip().rpartition("\n")[2]
+        if process.returncode < 0 or not why:
+            # What a process that was killed said before it has nothing to do with it.
+            why = f"its process ended with status {process.returncode}, as for want of memory"
         raise ModelError(f"{name} could not be timed: {why}")

@@ -71,11 +71,24 @@ def test_a_shape_is_timed_in_each_way_on_windows_of_the_test_split(
 def test_what_cannot_be_timed_is_told(tiny_model: Path, endings: list[tuple[str, str]]) -> None:
     with pytest.raises(ConfigError, match=r"There is no shape '2B'; give some of 135M, 360M, 1\.7B, tiny"):
         latency(_config(tiny_model), ["tiny", "2B"])
+    with pytest.raises(ModelError, match="There is no test window to be timed"):
+        latency(_config(tiny_model, "split.test=0"), ["tiny"])
+    endings.clear()
     wrong = r"tiny-padded could not be timed: No CUDA device is visible.*; tiny-alone could not .*; tiny-together could"
     with pytest.raises(ModelError, match=wrong):
         latency(_config(tiny_model, "device=cuda"), ["tiny"], windows=5)
     assert [stage for stage in endings if stage[0] in TIMINGS] == [(name, "failed") for name in STAGES]
     assert timed_table([], current()).is_empty()
+
+
+def test_a_process_that_is_killed_is_told_with_its_status(tiny_model: Path, tmp_path: Path) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho 'a warning of no matter' >&2\nkill -9 $$\n")
+    dying.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tasks.time_shapes.sys.executable", str(dying))
+        with pytest.raises(ModelError, match=r"tiny-padded could not be timed: its process ended with status -9"):
+            latency(_config(tiny_model), ["tiny"], windows=5)
 
 
 def _grid(folder: Path, model: Path, **more: str) -> str:
