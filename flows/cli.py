@@ -31,9 +31,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+BASELINES = "baselines"
+"""The stage that a run without learned baselines does not have."""
 PREPARE = ("download", "window", "mask", "model", "tokenize", "split", "partition")
 TRAIN = (*PREPARE, "train")
-EVALUATE = (*TRAIN, "score", "evaluate", "explain")
+EVALUATE = (*TRAIN, "score", BASELINES, "evaluate", "explain")
 RUN = (*EVALUATE, "compare", "costs", "figures", "report", "register")
 """The stages of each command, in order."""
 
@@ -158,9 +160,8 @@ def flow_run(preset: str, settings: list[str] | None, steps: tuple[str, ...]) ->
     from flows.warm_up import while_the_server_starts
 
     config = run_config(preset, settings or [])
-    if config.baselines.methods and "evaluate" in steps:
-        place = steps.index("evaluate")
-        steps = (*steps[:place], "baselines", *steps[place:])
+    if not config.baselines.methods:
+        steps = tuple(step for step in steps if step != BASELINES)
     meanwhile = while_the_server_starts(current(), config.model.name)
     with timing(), showing_progress(config, steps), prefect_server(current(), meanwhile):
         yield config

@@ -96,7 +96,7 @@ def test_unstable_test_windows_are_judged_by_what_was_trained_without_them(
 
     evaluate(_config(tiny_model, instability={"kind": "reworded", "share": 0.2}))
     ran = {stage for stage, how in endings if how == "ran"}
-    assert ran == {"change", "score", "evaluate", "explain"}
+    assert ran == {"change", "score", "baselines", "evaluate", "explain"}
 
 
 def test_the_run_is_listed_with_every_column_of_the_design(finished: tuple[RunConfig, str, Path]) -> None:
